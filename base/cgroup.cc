@@ -1,6 +1,7 @@
 #include "base/cgroup.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -45,28 +46,28 @@ Result<fs::path> CgroupDirectory(pid_t pid, std::string_view controller) {
     return controller.empty() ? entry.first.empty() : ListHolds(entry.first, controller);
   });
   const auto mount = std::find_if(mounts.begin(), mounts.end(), [&](const MountInfo& candidate) {
-    return controller.empty() ? candidate.fs_type == "cgroup2"
-                              : candidate.fs_type == "cgroup" &&
-                                    ListHolds(candidate.super_options, controller);
+    return controller.empty()
+               ? candidate.fs_type == "cgroup2"
+               : candidate.fs_type == "cgroup" && ListHolds(candidate.super_options, controller);
   });
   if (at == cgroups.end() || mount == mounts.end()) {
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("no cgroup hierarchy with {} is mounted",
-                            controller.empty() ? "v2" : controller));
+    return Fail(ErrorCode::kUnsupported, fmt::format("no cgroup hierarchy with {} is mounted",
+                                                     controller.empty() ? "v2" : controller));
   }
-  return mount->mount_point / fs::path(at->second).lexically_relative(mount->root);
+  const fs::path below = fs::path(at->second).lexically_relative(mount->root);
+  return below == "." ? mount->mount_point : mount->mount_point / below;
 }
 
 Result<Freezer> Freezer::ForProcess(pid_t pid) {
   Result<fs::path> directory = CgroupDirectory(pid, "freezer");
   if (!directory) directory = CgroupDirectory(pid, "");
   if (!directory) return std::unexpected(directory.error());
-  return Freezer(directory->lexically_normal());
+  return Freezer(*directory);
 }
 
-bool Freezer::Exists() const { return fs::exists(directory_); }
+bool Freezer::Exists() const { return ::access(directory_.c_str(), F_OK) == 0; }
 
-bool Freezer::IsV2() const { return fs::exists(directory_ / "cgroup.freeze"); }
+bool Freezer::IsV2() const { return ::access((directory_ / "cgroup.freeze").c_str(), F_OK) == 0; }
 
 Result<bool> Freezer::IsFrozen() const {
   if (IsV2()) {
@@ -90,7 +91,8 @@ Status Freezer::Thaw() {
 Status Freezer::Freeze(std::chrono::milliseconds timeout) {
   const Deadline deadline = Deadline::After(timeout);
   for (;;) {
-    // v1 can miss a task that forks while it freezes and then stays at FREEZING: asking again helps.
+    // v1 can miss a task that forks while it freezes and then stays at FREEZING: asking again
+    // helps.
     WAFT_TRY(StartFreeze());
     WAFT_ASSIGN(const bool frozen, IsFrozen());
     if (frozen) return {};
@@ -112,8 +114,13 @@ Result<std::vector<pid_t>> Freezer::Processes() const {
   }
   std::vector<pid_t> pids;
   for (const fs::path& group : groups) {
-    WAFT_ASSIGN(const std::string text, ReadFile(group / "cgroup.procs"));
-    std::istringstream in(text);
+    const Result<std::string> text = ReadFile(group / "cgroup.procs");
+    if (!text) {
+      // A group below that was removed since it was listed had no process any more.
+      if (group != directory_ && ::access(group.c_str(), F_OK) != 0) continue;
+      return std::unexpected(text.error());
+    }
+    std::istringstream in(*text);
     for (pid_t pid = 0; in >> pid;) pids.push_back(pid);
   }
   return pids;
@@ -127,9 +134,9 @@ Status Freezer::KillAll(std::chrono::milliseconds timeout) {
     if (!pids) return Exists() ? Status(std::unexpected(pids.error())) : Status();
     if (pids->empty()) return {};
     if (deadline.Passed()) {
-      return Fail(ErrorCode::kFatal, fmt::format("{} tasks in {} survive SIGKILL for {} ms",
-                                                 pids->size(), directory_.string(),
-                                                 timeout.count()));
+      return Fail(ErrorCode::kFatal,
+                  fmt::format("{} tasks in {} survive SIGKILL for {} ms", pids->size(),
+                              directory_.string(), timeout.count()));
     }
     // 0 stands for a task outside our pid namespace; kill(0) would be our own group.
     for (const pid_t pid : *pids) {

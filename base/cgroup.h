@@ -11,9 +11,9 @@
 
 namespace waft::base {
 
-// The freezer of one cgroup, v1 (`freezer.state`) or v2 (`cgroup.freeze`). It holds a path, no state:
-// destroying it changes nothing, and a frozen group outlives the process that froze it. That is the
-// point: what has not been committed stays frozen whoever dies.
+// The freezer of one cgroup, v1 (`freezer.state`) or v2 (`cgroup.freeze`). It holds a path, no
+// state: destroying it changes nothing, and a frozen group outlives the process that froze it. That
+// is the point: what has not been committed stays frozen whoever dies.
 class Freezer {
  public:
   // The cgroup of `pid`: in the v1 freezer hierarchy where one is mounted, else in v2.

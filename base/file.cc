@@ -54,23 +54,27 @@ Status WriteAll(int fd, std::string_view bytes) {
 
 Status WriteControlFile(const fs::path& path, std::string_view text) {
   WAFT_ASSIGN(UniqueFd fd, Open(path, O_WRONLY));
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
-    return FailErrno(fmt::format("write '{}' to {}", text, path.string()));
-  }
-  return {};
+  const ssize_t wrote = ::write(fd.get(), text.data(), text.size());
+  if (wrote == static_cast<ssize_t>(text.size())) return {};
+  const std::string what = fmt::format("write '{}' to {}", text, path.string());
+  if (wrote < 0) return FailErrno(what);
+  return Fail(ErrorCode::kRollBack, fmt::format("{}: only {} bytes were taken", what, wrote));
 }
 
 Status WriteFileAtomically(const fs::path& path, std::string_view text, mode_t mode) {
   const fs::path temporary = path.string() + ".new";
   {
     WAFT_ASSIGN(UniqueFd fd, Open(temporary, O_WRONLY | O_CREAT | O_TRUNC, mode));
+    // Whatever the umask is, and whatever mode a crashed writer's temporary file has.
+    if (::fchmod(fd.get(), mode) != 0) return FailErrno("fchmod " + temporary.string());
     WAFT_TRY(WriteAll(fd.get(), text));
     if (::fsync(fd.get()) != 0) return FailErrno(fmt::format("fsync {}", temporary.string()));
   }
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
     return FailErrno(fmt::format("rename to {}", path.string()));
   }
-  WAFT_ASSIGN(UniqueFd directory, Open(path.parent_path(), O_RDONLY | O_DIRECTORY));
+  const fs::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  WAFT_ASSIGN(UniqueFd directory, Open(parent, O_RDONLY | O_DIRECTORY));
   if (::fsync(directory.get()) != 0) return FailErrno("fsync the directory");
   return {};
 }
@@ -105,7 +109,8 @@ Result<std::vector<fs::path>> MountsBelow(const fs::path& root) {
       below.push_back(mount.mount_point);
     }
   }
-  // mountinfo lists a mount after what it is mounted on, so backwards is deepest (and topmost) first.
+  // mountinfo lists a mount after what it is mounted on, so backwards is deepest (and topmost)
+  // first.
   std::reverse(below.begin(), below.end());
   return below;
 }
@@ -124,8 +129,10 @@ Status RemoveTree(const fs::path& root) {
 
 Result<TmpfsMount> TmpfsMount::Create(const fs::path& path, uint64_t size_bytes) {
   std::error_code error;
-  fs::create_directories(path, error);
-  if (error) return std::unexpected(Error::FromErrno("mkdir " + path.string(), error.value()));
+  fs::create_directories(path.parent_path(), error);
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FailErrno(fmt::format("mkdir {}", path.string()));
+  }
   const std::string options = fmt::format("size={},mode=0700", size_bytes);
   if (::mount("waft-images", path.c_str(), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
               options.c_str()) != 0) {
@@ -145,7 +152,8 @@ void TmpfsMount::Unmount() {
   const fs::path path = std::exchange(path_, {});
   if (::umount2(path.c_str(), 0) != 0) {
     // A process may still stand in it; detached it goes with its last user.
-    LogWarning("unmount {}: {}; detaching it", path.string(), std::system_category().message(errno));
+    LogWarning("unmount {}: {}; detaching it", path.string(),
+               std::system_category().message(errno));
     ::umount2(path.c_str(), MNT_DETACH);
   }
   std::error_code error;

@@ -39,7 +39,7 @@ Status RemoveTree(const std::filesystem::path& root);
 // The mount points at or below `root`, deepest first.
 Result<std::vector<std::filesystem::path>> MountsBelow(const std::filesystem::path& root);
 
-// A tmpfs mounted for as long as this lives (unless Release()d); RAII over mount(2) and umount2(2).
+// A tmpfs mounted for as long as this lives; RAII over mount(2) and umount2(2).
 class TmpfsMount {
  public:
   // Creates the directory (0700) if need be and mounts a tmpfs of at most `size_bytes` on it.

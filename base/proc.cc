@@ -78,8 +78,8 @@ Result<ProcStatus> ReadProcStatus(pid_t pid) {
       status.tracer_pid = Number<pid_t>(value);
     } else if (key == "Uid") {
       const size_t effective = value.find('\t');
-      status.uid = Number<uid_t>(
-          effective == std::string_view::npos ? value : value.substr(effective));
+      status.uid =
+          Number<uid_t>(effective == std::string_view::npos ? value : value.substr(effective));
     } else if (key == "RssAnon") {
       status.rss_anon_bytes = kib();
     } else if (key == "RssFile") {
@@ -148,10 +148,17 @@ Result<std::vector<MountInfo>> ReadMountInfo(pid_t pid) {
     in >> mount.id >> parent >> device >> root >> mount_point;
     while (in >> word && word != "-") {  // mount options and optional fields
     }
+    in >> mount.fs_type;
+    // Field by field from here: the source may be empty ("tmpfs  rw"), and a mount that is
+    // overlooked is one that RemoveTree() would erase.
     std::string source;
-    in >> mount.fs_type >> source >> mount.super_options;
+    in.ignore(1);
+    std::getline(in, source, ' ');
+    std::getline(in, mount.super_options);
     const size_t colon = device.find(':');
-    if (!in || colon == std::string::npos) continue;
+    if (mount.fs_type.empty() || colon == std::string::npos) {
+      return Fail(ErrorCode::kUnsupported, fmt::format("cannot read the mount '{}'", line));
+    }
     mount.device = makedev(Number<unsigned>(device),
                            Number<unsigned>(std::string_view(device).substr(colon + 1)));
     mount.root = Unescape(root);

@@ -5,9 +5,10 @@
 #include <fmt/ranges.h>
 #include <poll.h>
 #include <spawn.h>
-#include <sys/pidfd.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <climits>
@@ -17,13 +18,13 @@
 #include <string_view>
 
 #include "base/clock.h"
-
-extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX says the user declares it
+#include "base/pidfd.h"
 
 namespace waft::base {
 namespace {
 
 constexpr size_t kCaptureLimit = 1 << 20;
+constexpr size_t kMaxPipeSize = 1 << 20;  // pipe(7), /proc/sys/fs/pipe-max-size
 
 class SpawnSetup {
  public:
@@ -59,17 +60,21 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
   return pointers;
 }
 
-// Reads what is there into `out`; true when the pipe has ended.
+// Reads what is there into `out`; true when the pipe has ended. One turn reads no more than a pipe
+// can hold, so a child that never stops writing cannot keep us here, and one that has ended is read
+// out.
 bool Drain(int fd, std::string& out) {
   std::array<char, 16 << 10> buffer;
-  for (;;) {
+  for (size_t turn_bytes = 0; turn_bytes < kMaxPipeSize;) {
     const ssize_t got = ::read(fd, buffer.data(), buffer.size());
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == EAGAIN) return false;
     if (got <= 0) return true;
+    turn_bytes += static_cast<size_t>(got);
     const size_t room = kCaptureLimit - std::min(out.size(), kCaptureLimit);
     out.append(buffer.data(), std::min(static_cast<size_t>(got), room));
   }
+  return false;
 }
 
 Result<RunResult> RunUntil(const Command& command, std::optional<Deadline> deadline) {
@@ -93,30 +98,27 @@ Result<RunResult> RunUntil(const Command& command, std::optional<Deadline> deadl
 
   RunResult result;
   bool killed = false;
-  for (;;) {
-    std::array<pollfd, 3> wait{{{child.pidfd(), POLLIN, 0},
-                                {out_read.get(), POLLIN, 0},
-                                {err_read.get(), POLLIN, 0}}};
+  std::array<pollfd, 3> wait{
+      {{child.pidfd(), POLLIN, 0}, {out_read.get(), POLLIN, 0}, {err_read.get(), POLLIN, 0}}};
+  do {
     const int timeout_ms = deadline && !killed ? deadline->LeftMs() : -1;
-    const int ready = ::poll(wait.data(), wait.size(), timeout_ms);
-    if (ready < 0 && errno != EINTR) return FailErrno("poll");
-    if (ready == 0) {
+    if (::poll(wait.data(), wait.size(), timeout_ms) < 0) {
+      if (errno != EINTR) return FailErrno("poll");
+      continue;  // poll left revents as they were
+    }
+    // Not only when poll was idle: a child that keeps writing never lets it be.
+    if (deadline && !killed && wait[0].revents == 0 && deadline->Passed()) {
       killed = true;
       WAFT_TRY(child.Signal(SIGKILL));
     }
-    const bool out_ended = Drain(out_read.get(), result.out);
-    const bool err_ended = Drain(err_read.get(), result.err);
-    // Once both pipes have ended poll would spin on them; only the child is left to wait for.
-    if (wait[0].revents != 0 || (out_ended && err_ended && !deadline)) break;
-    if (out_ended && err_ended && deadline) {
-      WAFT_ASSIGN(const bool ended, child.WaitFor(std::chrono::milliseconds(deadline->LeftMs())));
-      if (ended) break;
-    }
-  }
+    // A pipe that has ended would keep poll from waiting: a negative descriptor takes it out.
+    if (Drain(out_read.get(), result.out)) wait[1].fd = -1;
+    if (Drain(err_read.get(), result.err)) wait[2].fd = -1;
+  } while (wait[0].revents == 0);
   WAFT_ASSIGN(result.exit, child.Wait());
   if (killed) {
-    return Fail(ErrorCode::kRetry, fmt::format("'{}' was ended: it took too long",
-                                               command.ToString()));
+    return Fail(ErrorCode::kRetry,
+                fmt::format("'{}' was ended: it took too long", command.ToString()));
   }
   return result;
 }
@@ -141,8 +143,15 @@ Result<Child> Child::Spawn(const Command& command) {
   posix_spawnattr_setflags(&setup.attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
 
   posix_spawn_file_actions_addopen(&setup.actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  // From copies above every number asked for: a number may be the target of one pair and the source
+  // of a later one.
+  int above = STDERR_FILENO;
+  for (const auto& [ours, theirs] : command.fds) above = std::max(above, theirs);
+  std::vector<UniqueFd> copies;
   for (const auto& [ours, theirs] : command.fds) {
-    posix_spawn_file_actions_adddup2(&setup.actions, ours, theirs);
+    UniqueFd& copy = copies.emplace_back(::fcntl(ours, F_DUPFD_CLOEXEC, above + 1));
+    if (!copy) return FailErrno(fmt::format("descriptor {} for {}", ours, command.argv[0]));
+    posix_spawn_file_actions_adddup2(&setup.actions, copy.get(), theirs);
   }
   if (!command.directory.empty()) {
     posix_spawn_file_actions_addchdir_np(&setup.actions, command.directory.c_str());
@@ -153,10 +162,12 @@ Result<Child> Child::Spawn(const Command& command) {
   const int error = ::posix_spawnp(&pid, arguments[0].c_str(), &setup.actions, &setup.attributes,
                                    Pointers(arguments).data(), Pointers(environment).data());
   if (error != 0) {
-    return std::unexpected(Error::FromErrno("cannot run " + command.argv[0], error));
+    const std::string where =
+        command.directory.empty() ? "" : fmt::format(" in {}", command.directory.string());
+    return std::unexpected(
+        Error::FromErrno(fmt::format("cannot run {}{}", command.argv[0], where), error));
   }
-  UniqueFd pidfd(::pidfd_open(pid, 0));
-  if (!pidfd) return FailErrno("pidfd_open");
+  WAFT_ASSIGN(UniqueFd pidfd, OpenPidfd(pid));
   return Child(pid, std::move(pidfd));
 }
 
@@ -185,13 +196,6 @@ Result<RunResult> Run(const Command& command) { return RunUntil(command, std::nu
 
 Result<RunResult> RunFor(const Command& command, std::chrono::milliseconds timeout) {
   return RunUntil(command, Deadline::After(timeout));
-}
-
-Status SignalPidfd(int pidfd, int signal) {
-  if (::pidfd_send_signal(pidfd, signal, nullptr, 0) != 0 && errno != ESRCH) {
-    return FailErrno("pidfd_send_signal");
-  }
-  return {};
 }
 
 }  // namespace waft::base

@@ -68,7 +68,4 @@ Result<RunResult> Run(const Command& command);
 // The same for commands that may be ended: SIGKILL after `timeout`, and an error that says so.
 Result<RunResult> RunFor(const Command& command, std::chrono::milliseconds timeout);
 
-// pidfd_send_signal(2); a process that is gone is not an error.
-Status SignalPidfd(int pidfd, int signal);
-
 }  // namespace waft::base

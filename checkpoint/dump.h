@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+
+#include "base/cgroup.h"
+#include "base/error.h"
+#include "base/process.h"
+#include "criu/relay.h"
+
+namespace waft::checkpoint {
+
+struct DumpResult {
+  uint32_t files = 0;
+  uint64_t bytes = 0;
+  uint64_t pages = 0;  // in the page images
+};
+
+// Runs `checkpoint` (a command that dumps into `images` with CRIU's log in `work`/dump.log) under
+// `relay` and blocks until it has ended; it is never killed (fact 10). The tasks in `freezer` are
+// frozen before and after. An error carries CRIU's own words; the tasks are frozen then too, unless
+// CRIU let them run, in which case they must be taken as running.
+base::Result<DumpResult> Dump(const base::Command& checkpoint, const criu::Relay& relay,
+                              const base::Freezer& freezer, const std::filesystem::path& images,
+                              const std::filesystem::path& work);
+
+}  // namespace waft::checkpoint

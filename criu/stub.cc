@@ -1,0 +1,57 @@
+// waft-criu: what runc finds as `criu` on its PATH during a migration. See README.md.
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "criu/fd_passing.h"
+
+namespace {
+
+int Complain(const char* what) {
+  std::fprintf(stderr, "waft-criu: %s: %s\n", what, std::strerror(errno));
+  return 1;
+}
+
+// Gives runc's socket to the relay, and puts CRIU's end of the relay in its place.
+int JoinRelay(const char* relay, int runc_fd) {
+  const int control = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (control < 0) return Complain("socket");
+  sockaddr_un address{.sun_family = AF_UNIX};
+  if (std::strlen(relay) >= sizeof(address.sun_path)) return Complain("the relay's path is too long");
+  std::strcpy(address.sun_path, relay);
+  if (::connect(control, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return Complain("connect to the relay (is waftd still there?)");
+  }
+  if (!waft::criu::SendFd(control, runc_fd)) return Complain("hand over runc's socket");
+  const int criu_fd = waft::criu::ReceiveFd(control);
+  if (criu_fd < 0) return Complain("take CRIU's socket");
+  if (::dup2(criu_fd, runc_fd) < 0) return Complain("dup2");
+  ::close(criu_fd);
+  ::close(control);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* criu = std::getenv("WAFT_CRIU");
+  const char* relay = std::getenv("WAFT_CRIU_RELAY");
+  const char* preload = std::getenv("WAFT_CRIU_PRELOAD");
+  if (criu == nullptr || relay == nullptr || preload == nullptr) {
+    std::fprintf(stderr, "waft-criu is run by waftd in CRIU's place; use criu itself\n");
+    return 2;
+  }
+  if (argc == 3 && std::strcmp(argv[1], "swrk") == 0) {
+    if (const int failed = JoinRelay(relay, std::atoi(argv[2])); failed != 0) return failed;
+  }
+  ::setenv("LD_PRELOAD", preload, 1);
+  argv[0] = const_cast<char*>(criu);
+  ::execv(criu, argv);
+  return Complain("exec CRIU");
+}

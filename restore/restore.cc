@@ -1,0 +1,69 @@
+#include "restore/restore.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "criu/criu.h"
+#include "criu/relay.h"
+
+namespace waft::restore {
+namespace fs = std::filesystem;
+using base::ErrorCode;
+using base::Fail;
+using base::Freezer;
+namespace {
+
+constexpr std::chrono::seconds kFreezeTimeout{5};
+
+// Freezes the restored tasks while CRIU still holds them.
+base::Result<Freezer> Hold(pid_t init, pid_t criu) {
+  if (init <= 0) return Fail(ErrorCode::kRollBack, "CRIU did not name the restored init");
+  WAFT_ASSIGN(Freezer freezer, Freezer::ForProcess(init));
+  WAFT_ASSIGN(const Freezer own, Freezer::ForProcess(::getpid()));
+  WAFT_TRY(base::WriteControlFile(own.directory() / "cgroup.procs", std::to_string(criu)));
+  WAFT_TRY(freezer.StartFreeze());
+  return freezer;
+}
+
+}  // namespace
+
+base::Result<Freezer> RestoreFrozen(const base::Command& restore, const fs::path& work,
+                                    const fs::path& programs) {
+  // Written on the relay's thread, read here after the relay has been joined.
+  pid_t init = 0;
+  base::Result<Freezer> held = Fail(ErrorCode::kRollBack, "CRIU never came to pre-resume");
+  const auto on_notify = [&](const criu::Notification& notification) {
+    if (notification.workload_pid > 0) init = notification.workload_pid;
+    if (notification.script != "pre-resume") return;
+    held = Hold(init, notification.criu_pid);
+    // The answer to pre-resume cannot stop CRIU, and what cannot be held must not run.
+    if (!held && init > 0) ::kill(init, SIGKILL);
+  };
+
+  std::optional<base::RunResult> run;
+  {
+    WAFT_ASSIGN(const std::unique_ptr<criu::Relay> relay,
+                criu::Relay::Start(work, programs, on_notify));
+    base::Command command = restore;
+    command.environment.insert(relay->environment().begin(), relay->environment().end());
+    WAFT_ASSIGN(run, base::Run(command));
+  }
+  if (!run->exit.Ok()) {
+    const std::string words = criu::LogErrors(work / "restore.log");
+    return Fail(ErrorCode::kRollBack,
+                fmt::format("CRIU cannot restore the workload: {}", words.empty() ? run->err : words));
+  }
+  if (!held) return held;
+  WAFT_TRY(held->Freeze(kFreezeTimeout));
+  return held;
+}
+
+}  // namespace waft::restore
