@@ -121,7 +121,7 @@ base::Status Serve(const Options& options, const sigset_t& signals) {
                                             .certificate = options.tls_directory / "host.crt",
                                             .key = options.tls_directory / "host.key"}));
   std::error_code error;
-  fs::create_directories(options.run_directory, error);
+  fs::create_directories(options.run_directory / "migrations", error);
   if (error) {
     return std::unexpected(
         base::Error::FromErrno("mkdir " + options.run_directory.string(), error.value()));

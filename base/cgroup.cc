@@ -37,6 +37,40 @@ bool EventIs(std::string_view events, std::string_view line) {
   return events.starts_with(line) || events.find("\n" + std::string(line)) != std::string::npos;
 }
 
+// `directory` and every group below it.
+std::vector<fs::path> GroupsFrom(const fs::path& directory) {
+  std::vector<fs::path> groups{directory};
+  std::error_code error;
+  for (fs::recursive_directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->is_directory(error)) groups.push_back(entry->path());
+  }
+  return groups;
+}
+
+// v2 calls a group frozen as soon as all groups below it are, whatever its own tasks do, until one
+// of those freezes (cgroup_propagate_frozen() in kernel/cgroup/freezer.c). So the tasks of groups
+// that have groups below are looked at one by one. Freezing wakes every task, so one that is off
+// the CPU again and sleeps interruptibly, or is stopped, is in the freezer. proc_pid_syscall(5) has
+// the word for that: a task may call itself sleeping on its way to finding out that it must not.
+bool InnerTasksStopped(const fs::path& directory) {
+  const std::vector<fs::path> groups = GroupsFrom(directory);
+  for (const fs::path& group : groups) {
+    const bool inner = std::any_of(groups.begin(), groups.end(), [&](const fs::path& other) {
+      return other.parent_path() == group;
+    });
+    if (!inner) continue;
+    std::istringstream threads(ReadFile(group / "cgroup.threads").value_or(""));
+    for (pid_t thread = 0; threads >> thread;) {
+      const Result<ProcStatus> status = ReadProcStatus(thread);
+      if (status && (status->state == 'R' || status->state == 'D')) return false;
+      const Result<std::string> syscall = ReadFile(fmt::format("/proc/{}/syscall", thread));
+      if (syscall && *syscall == "running\n") return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 Result<fs::path> CgroupDirectory(pid_t pid, std::string_view controller) {
@@ -72,7 +106,7 @@ bool Freezer::IsV2() const { return ::access((directory_ / "cgroup.freeze").c_st
 Result<bool> Freezer::IsFrozen() const {
   if (IsV2()) {
     WAFT_ASSIGN(const std::string events, ReadFile(directory_ / "cgroup.events"));
-    return EventIs(events, "frozen 1");
+    return EventIs(events, "frozen 1") && InnerTasksStopped(directory_);
   }
   WAFT_ASSIGN(const std::string state, ReadFile(directory_ / "freezer.state"));
   return state == "FROZEN\n";
@@ -106,14 +140,8 @@ Status Freezer::Freeze(std::chrono::milliseconds timeout) {
 }
 
 Result<std::vector<pid_t>> Freezer::Processes() const {
-  std::vector<fs::path> groups{directory_};
-  std::error_code error;
-  for (fs::recursive_directory_iterator entry(directory_, error), end; !error && entry != end;
-       entry.increment(error)) {
-    if (entry->is_directory(error)) groups.push_back(entry->path());
-  }
   std::vector<pid_t> pids;
-  for (const fs::path& group : groups) {
+  for (const fs::path& group : GroupsFrom(directory_)) {
     const Result<std::string> text = ReadFile(group / "cgroup.procs");
     if (!text) {
       // A group below that was removed since it was listed had no process any more.

@@ -95,6 +95,8 @@ TEST(ProcTest, StatusOfAChildWithKnownMemory) {
     ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
   });
+  // It has said that it is ready, but not yet gone to sleep.
+  for (int i = 0; i < 5000 && ReadProcStatus(child.pid())->state != 'S'; ++i) ::usleep(1000);
   const ProcStatus before = ReadProcStatus(plain.pid()).value();
   const ProcStatus status = ReadProcStatus(child.pid()).value();
   EXPECT_EQ(status.name, "a: odd name");

@@ -358,6 +358,7 @@ class ArpProbe {
 
 base::Status ProbeSegments(const std::vector<ArpProbe>& probes, std::set<std::string>& conflicts) {
   std::vector<pollfd> wait;
+  wait.reserve(probes.size());
   for (const ArpProbe& probe : probes) wait.push_back({probe.fd(), POLLIN, 0});
   const base::Deadline end = base::Deadline::After(kProbeWindow);
   while (!end.Passed()) {
@@ -413,7 +414,7 @@ base::Status AddObjections(const v1::NetworkIdentity& identity,
       objections.push_back(fmt::format("bridge {} is down", name));
     } else {
       WAFT_ASSIGN(const BridgeTraits traits, ReadBridge(host, bridge->index));
-      if (traits.delays_ports) {
+      if (traits.spanning_tree) {
         objections.push_back(
             fmt::format("bridge {} runs spanning tree, which keeps a new port "
                         "silent for twice its forward delay",

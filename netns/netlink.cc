@@ -164,10 +164,8 @@ base::Result<BridgeTraits> ReadBridge(Netlink& netlink, int index) {
       return;
     }
     const nlattr* stp = bridge[IFLA_BR_STP_STATE];
-    const nlattr* delay = bridge[IFLA_BR_FORWARD_DELAY];
     const nlattr* vlans = bridge[IFLA_BR_VLAN_FILTERING];
-    traits.delays_ports = stp != nullptr && nla_get_u32(stp) != 0 &&  //
-                          delay != nullptr && nla_get_u32(delay) != 0;
+    traits.spanning_tree = stp != nullptr && nla_get_u32(stp) != 0;
     traits.filters_vlans = vlans != nullptr && nla_get_u8(vlans) != 0;
   };
   const Message message(RTM_GETLINK, 0, ifinfomsg{.ifi_index = index});

@@ -94,7 +94,7 @@ const LinkInfo* FindLink(const std::vector<LinkInfo>& links, int index);
 
 // What a new port of a bridge has to expect.
 struct BridgeTraits {
-  bool delays_ports = false;   // spanning tree, with a forward delay (30 s at its default of 15 s)
+  bool spanning_tree = false;  // it forwards only after twice a delay of at least 2 s
   bool filters_vlans = false;  // a port's VLANs matter
 };
 base::Result<BridgeTraits> ReadBridge(Netlink& netlink, int index);

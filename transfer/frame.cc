@@ -22,7 +22,7 @@ void Put(std::string* out, T value) {
 
 template <size_t N>
 void Put(std::string* out, const std::array<unsigned char, N>& bytes) {
-  out->append(reinterpret_cast<const char*>(bytes.data()), N);
+  out->append(bytes.begin(), bytes.end());
 }
 
 // Takes fields off the front of a payload. Once one is missing, all that follow read as zero and

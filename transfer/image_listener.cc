@@ -167,8 +167,12 @@ WireError WireErrorOf(const Error& error) {
 
 void TellPeer(TlsStream& stream, const Error& error) {
   stream.SetCancel(nullptr);
-  (void)stream.Write(Encode(ErrorFrame{kProtocolVersion, WireErrorOf(error), error.message()}),
-                     Deadline::After(kLastWords));
+  if (const auto told =
+          stream.Write(Encode(ErrorFrame{kProtocolVersion, WireErrorOf(error), error.message()}),
+                       Deadline::After(kLastWords));
+      !told) {
+    base::LogDebug("image listener: a peer could not be told: {}", told.error().message());
+  }
 }
 
 std::string AddressText(const sockaddr_storage& address, socklen_t length) {
@@ -420,7 +424,7 @@ Reception::Reception(std::shared_ptr<Expectations> all, std::shared_ptr<Expectat
 
 Reception::~Reception() {
   Cancel();
-  (void)Wait(Deadline::After(std::chrono::milliseconds(0)));
+  [[maybe_unused]] const auto ended = Wait(Deadline::After(std::chrono::milliseconds(0)));
 }
 
 Result<ReceiveSummary> Reception::Wait(Deadline deadline) { return all_->Wait(*mine_, deadline); }

@@ -20,6 +20,7 @@
 
 #include "base/fault.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "transfer/tls_stream.h"
 
 namespace waft::transfer {
@@ -293,8 +294,11 @@ void ImageSender::Session::TellPeer(const Error& error) {
   stream->SetCancel(nullptr);
   const WireError code =
       error.error_number() == ECANCELED ? WireError::kCancelled : WireError::kInternal;
-  (void)stream->Write(Encode(ErrorFrame{kProtocolVersion, code, error.message()}),
-                      Deadline::After(std::min(timeout, kLastWords)));
+  if (const auto told = stream->Write(Encode(ErrorFrame{kProtocolVersion, code, error.message()}),
+                                      Deadline::After(std::min(timeout, kLastWords)));
+      !told) {
+    base::LogDebug("{}: it could not be told: {}", peer, told.error().message());
+  }
 }
 
 ImageSender::ImageSender(std::unique_ptr<Session> session) : session_(std::move(session)) {}

@@ -35,7 +35,6 @@ using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
-using ::testing::Not;
 using testing::TestCa;
 
 constexpr milliseconds kTimeout{10'000};
@@ -513,6 +512,7 @@ TEST_F(ImageTransferTest, HalfOpenClientsTimeOutAndBlockNobody) {
 TEST_F(ImageTransferTest, MoreStrangersThanSlotsOnlyDelay) {
   Listen({.handshake_timeout = milliseconds(200), .max_unauthenticated = 2});
   std::vector<base::UniqueFd> strangers;
+  strangers.reserve(6);
   for (int i = 0; i < 6; ++i) strangers.push_back(ConnectTcp(listener_->port()));
   const auto reception = Expect();
   const auto sent = Send();

@@ -48,7 +48,7 @@ std::unexpected<base::Error> FailFile(const std::filesystem::path& path, std::st
 Status CheckOwnCertificate(SSL_CTX* context, const TlsFiles& files) {
   X509* certificate = SSL_CTX_get0_certificate(context);
   STACK_OF(X509)* chain = nullptr;
-  SSL_CTX_get0_chain_certs(context, &chain);
+  SSL_CTX_get0_chain_certs(context, static_cast<void*>(&chain));
   for (const int purpose : {X509_PURPOSE_SSL_SERVER, X509_PURPOSE_SSL_CLIENT}) {
     const std::unique_ptr<X509_STORE_CTX, decltype(&X509_STORE_CTX_free)> check(
         X509_STORE_CTX_new(), X509_STORE_CTX_free);

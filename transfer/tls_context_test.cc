@@ -73,11 +73,13 @@ TEST_F(TlsContextTest, RefusesAnEncryptedKeyWithoutAskingForThePassphrase) {
   const testing::Key key(EVP_EC_gen("P-256"));
   TlsFiles files = good_;
   files.key = root_ / "encrypted.key";
-  FILE* file = std::fopen(files.key.c_str(), "we");
+  std::unique_ptr<FILE, testing::FreeOpenSsl> file(std::fopen(files.key.c_str(), "we"));
+  ASSERT_NE(file, nullptr);
   unsigned char phrase[] = "secret";
-  ASSERT_EQ(PEM_write_PrivateKey(file, key.get(), EVP_aes_128_cbc(), phrase, 6, nullptr, nullptr),
-            1);
-  std::fclose(file);
+  ASSERT_EQ(
+      PEM_write_PrivateKey(file.get(), key.get(), EVP_aes_128_cbc(), phrase, 6, nullptr, nullptr),
+      1);
+  file.reset();
   EXPECT_THAT(FailureOf(files), HasSubstr("encrypted.key holds no unencrypted private key"));
 }
 

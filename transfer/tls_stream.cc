@@ -31,13 +31,14 @@ constexpr uint64_t kKeyUpdateBytes = 256 << 20;
 constexpr std::string_view kNotTls =
     "the other side does not speak TLS 1.3: is this waft's data port?";
 
+constexpr std::string_view kFix = "give both hosts certificates of one `waft cert init`";
+
 Error TlsError(std::string message, int error_number = EPROTO) {
   return {ErrorCode::kRollBack, std::move(message), error_number};
 }
 
 // What the last entry of OpenSSL's error queue means for whoever runs the two hosts.
 std::string DescribeSslError(unsigned long code) {
-  constexpr std::string_view kFix = "give both hosts certificates of one `waft cert init`";
   switch (ERR_GET_REASON(code)) {
     case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
     case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:  // a CA of the same name with another key
@@ -76,7 +77,7 @@ TlsStream::TlsStream(base::UniqueFd socket, const CancelEvent* cancel)
 TlsStream::~TlsStream() = default;
 
 const BIO_METHOD* TlsStream::BioMethod() {
-  static BIO_METHOD* const kMethod = [] {
+  static BIO_METHOD* const made = [] {
     BIO_METHOD* method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "waft");
     BIO_meth_set_write(method, BioWrite);
     BIO_meth_set_read(method, BioRead);
@@ -85,7 +86,7 @@ const BIO_METHOD* TlsStream::BioMethod() {
     });
     return method;
   }();
-  return kMethod;
+  return made;
 }
 
 // OpenSSL reads on by itself through records that carry no data, such as key updates. A peer may

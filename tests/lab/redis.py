@@ -1,6 +1,7 @@
 """Debian's Redis in a container, and a client that counts on every reply."""
 
 import json
+import os
 import socket
 import sys
 import time
@@ -73,8 +74,8 @@ class CountingClient:
     def __init__(self, address):
         # testbed.start() leaves our file system as it is, so this very file can be run there.
         self._process = testbed.start("client", sys.executable, Path(__file__), address,
-                                      env={"PYTHONPATH": str(Path(__file__).parents[1]),
-                                           "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+                                      env={**os.environ,
+                                           "PYTHONPATH": str(Path(__file__).parents[1])})
         if not self._process.stdout.readline():
             raise testbed.CommandFailed(self._process.communicate()[1])
 
@@ -94,12 +95,15 @@ class CountingClient:
 class Redis(Workload):
     """redis-server with `memory_mib` of data that redis can take a digest of."""
 
-    def __init__(self, name="redis", address="10.77.0.50", memory_mib=16):
+    def __init__(self, name="redis", address="10.77.0.50", memory_mib=16, *, wrapper=(),
+                 programs=(), directories=()):
+        """`wrapper` is a command in front of redis-server; `programs` come into the rootfs too."""
         self.memory_mib = memory_mib
         super().__init__(name, address,
-                         ["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
-                          "--save", "", "--appendonly", "no", "--dir", "/tmp",
-                          "--enable-debug-command", "yes"])
+                         [*wrapper, "/usr/bin/redis-server", "--bind", "0.0.0.0",
+                          "--protected-mode", "no", "--save", "", "--appendonly", "no",
+                          "--dir", "/tmp", "--enable-debug-command", "yes"],
+                         programs=["/usr/bin/redis-server", *programs], directories=directories)
 
     def command(self, *words):
         """One command over a connection of its own, from the testbed's client."""

@@ -118,6 +118,6 @@ def snapshot(host):
       find /sys/fs/cgroup -mindepth 2 -type d -printf 'cgroup %p\n'
       ls /run/netns 2>/dev/null | sed 's/^/netns /'
       ip -o link | awk '{sub(/@.*/, "", $2); print "link", $2}'
-      find /run/waft /run/runc /tmp -mindepth 1 -printf 'file %p\n' 2>/dev/null
+      find /run/waft /run/runc /tmp -mindepth 1 -printf 'file %p\n' 2>/dev/null || true
     """
     return set(execute(host, "sh", "-c", script).stdout.splitlines())
