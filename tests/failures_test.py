@@ -10,7 +10,7 @@ from pathlib import Path
 from lab import testbed
 from lab.failure import FailureCase, until
 
-HOLDER = testbed.BIN.parent / "tests" / "holder"
+HOLDER = str(testbed.BIN.parent / "tests" / "holder")
 
 
 class UnreachableTest(FailureCase):
@@ -121,9 +121,8 @@ class FilesTest(FailureCase):
 class HeldThingsTest(FailureCase):
     """What CRIU is known to refuse is named before anything is frozen."""
 
-    redis_options = {"memory_mib": 4, "programs": [HOLDER, "/usr/bin/sleep"],
-                     "wrapper": [HOLDER, "io_uring", "mptcp", "userfaultfd", "vsock", "tracee",
-                                 "--"]}
+    redis_options = {"memory_mib": 4, "wrapper": [HOLDER, "io_uring", "mptcp", "userfaultfd",
+                                                  "vsock", "tracee", "--"]}
 
     def test_preflight_names_what_is_held(self):
         report, code = testbed.migrate("redis", "a", "b", check=False)
@@ -156,7 +155,7 @@ class ExecSessionTest(FailureCase):
 class DumpRefusedTest(FailureCase):
     """CRIU's own refusal, after the freeze."""
 
-    redis_options = {"memory_mib": 4, "programs": [HOLDER], "directories": ["data"],
+    redis_options = {"memory_mib": 4, "directories": ["data"],
                      "wrapper": [HOLDER, "renamed=/data/file", "--"]}
 
     def test_its_words_are_in_the_message(self):
@@ -168,7 +167,7 @@ class DumpRefusedTest(FailureCase):
 class RestoreRefusedTest(FailureCase):
     """CRIU fails on the destination, which the source learns from it."""
 
-    redis_options = {"memory_mib": 4, "programs": [HOLDER], "directories": ["data"],
+    redis_options = {"memory_mib": 4, "directories": ["data"],
                      "wrapper": [HOLDER, "unix=/data/socket", "--"]}
 
     def test_its_words_are_in_the_message(self):
