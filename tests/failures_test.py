@@ -174,7 +174,8 @@ class RestoreRefusedTest(FailureCase):
         there = self.redis.path_on("b", "/data")
         there.rmdir()
         report, code = testbed.migrate("redis", "a", "b", check=False)
-        self.assert_rolled_back(report, code, "b: CRIU cannot restore the workload", "socket")
+        self.assert_rolled_back(report, code, "b: CRIU cannot restore the workload",
+                                "Can't bind", "/data/socket")
         self.assert_only_at_source()
         there.mkdir()
         self.assert_moves()

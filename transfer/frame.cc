@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <concepts>
-#include <cstring>
 #include <optional>
 
 namespace waft::transfer {
@@ -45,7 +44,7 @@ class Fields {
   std::array<unsigned char, N> TakeArray() {
     std::array<unsigned char, N> out{};
     const std::string_view bytes = TakeBytes(N);
-    if (!bytes.empty()) std::memcpy(out.data(), bytes.data(), N);
+    std::ranges::copy(bytes, out.begin());
     return out;
   }
 

@@ -900,6 +900,8 @@ using ImageTransferDeathTest = ImageTransferTest;
 
 TEST_F(ImageTransferDeathTest, FaultPointsAreReachedHalfWay) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");  // WAFT_FAULT is read once per process
+  // What a killed child leaves then lies in our directory, and goes with it.
+  ::setenv("TMPDIR", root_.c_str(), 1);
   Write("a", RandomBytes(2 * kMiB));
   const auto run = [&](const char* fault) {
     ::setenv("WAFT_FAULT", fault, 1);
@@ -916,6 +918,7 @@ TEST_F(ImageTransferDeathTest, FaultPointsAreReachedHalfWay) {
   EXPECT_EXIT(run("destination-receiving=fail"), ::testing::ExitedWithCode(0),
               "image transfer to destination.test .*: injected fault at destination-receiving");
   EXPECT_EXIT(run("destination-receiving=kill"), ::testing::KilledBySignal(SIGKILL), "");
+  ::unsetenv("TMPDIR");
 }
 
 }  // namespace

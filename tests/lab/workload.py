@@ -116,19 +116,23 @@ class Workload:
         """A path of the container's rootfs, as this machine sees it."""
         return testbed.DATA / host / "srv" / self.name / "rootfs" / str(path).lstrip("/")
 
-    def start(self, host):
-        """Makes the network namespace on `host` and starts the container in it."""
+    def make_network(self, host, bridge="waft0"):
+        """Makes the network namespace on `host`, its veth in `bridge` or in none."""
         last = int(self.address.rsplit(".", 1)[1])
         testbed.execute(host, "sh", "-ec", f"""
             ip netns add {self.name}
             ip link add v{self.name} type veth peer name eth0 netns {self.name}
-            ip link set v{self.name} master waft0 up
+            ip link set v{self.name} {f"master {bridge}" if bridge else ""} up
             ip -n {self.name} link set lo up
             ip -n {self.name} link set eth0 up address 02:77:00:00:01:{last:02x}
             ip -n {self.name} address add {self.address}/{PREFIX_LENGTH} dev eth0
             ip -n {self.name} address add fd77::{last}/64 dev eth0 nodad
             ip -n {self.name} route add default via 10.77.0.1
             """)
+
+    def start(self, host):
+        """Makes the network namespace on `host` and starts the container in it."""
+        self.make_network(host)
         # Its standard output must not be a file or pipe of ours: CRIU cannot carry those.
         testbed.execute(host, "sh", "-c",
                         f"log=$(mktemp); runc --root {RUNC_ROOT} --log $log run --detach "
