@@ -70,7 +70,8 @@ std::string ReportToJson(const v1::Report& report) {
                       {"p99_us", faults.p99_us()},
                       {"max_us", faults.max_us()}};
   }
-  return json.dump(2);
+  // An error may quote a file name that is not UTF-8.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace waft::api

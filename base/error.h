@@ -25,8 +25,8 @@ class Error {
   Error(ErrorCode code, std::string message, int error_number = 0)
       : code_(code), errno_(error_number), message_(std::move(message)) {}
 
-  // "what: strerror(error_number)". The code is kRetry for EINTR, EAGAIN and ETIMEDOUT, kUnsupported
-  // for ENOSYS and EOPNOTSUPP, kRollBack for everything else.
+  // "what: strerror(error_number)". The code is kRetry for EINTR, EAGAIN and ETIMEDOUT,
+  // kUnsupported for ENOSYS and EOPNOTSUPP, kRollBack for everything else.
   static Error FromErrno(std::string_view what, int error_number);
 
   ErrorCode code() const { return code_; }
@@ -57,15 +57,17 @@ std::unexpected<Error> FailErrno(std::string_view what);  // from the current er
 #define WAFT_CONCAT(a, b) WAFT_CONCAT_INNER(a, b)
 
 // Returns the error of a Status or Result from the enclosing function, if it is one.
-#define WAFT_TRY(expression)                                        \
-  do {                                                              \
-    if (auto waft_result = (expression); !waft_result.has_value())  \
-      return std::unexpected(std::move(waft_result).error());       \
+#define WAFT_TRY(expression)                                       \
+  do {                                                             \
+    if (auto waft_result = (expression); !waft_result.has_value()) \
+      return std::unexpected(std::move(waft_result).error());      \
   } while (false)
 
 // Declares or assigns `target` from a Result, or returns its error.
-#define WAFT_ASSIGN(target, expression)                                    \
-  auto WAFT_CONCAT(waft_result_, __LINE__) = (expression);                 \
-  if (!WAFT_CONCAT(waft_result_, __LINE__).has_value())                    \
+// NOLINTBEGIN(bugprone-macro-parentheses): `target` may be a declaration
+#define WAFT_ASSIGN(target, expression)                                             \
+  auto WAFT_CONCAT(waft_result_, __LINE__) = (expression);                          \
+  if (!WAFT_CONCAT(waft_result_, __LINE__).has_value())                             \
     return std::unexpected(std::move(WAFT_CONCAT(waft_result_, __LINE__)).error()); \
   target = std::move(*WAFT_CONCAT(waft_result_, __LINE__))
+// NOLINTEND(bugprone-macro-parentheses)

@@ -223,7 +223,7 @@ TEST_F(MountTest, RemoveTreeSeesBindMountsLinksAndNamelessSources) {
   EXPECT_FALSE(RemoveTree(root_ / "run" / "criu-root")) << "the mount point itself";
   fs::create_directory_symlink(root_ / "run", root_ / "link");
   EXPECT_FALSE(RemoveTree(root_ / "link" / "criu-root"));
-  const fs::path nameless = MountTmpfs("nameless/mount", "");
+  MountTmpfs("nameless/mount", "");
   EXPECT_FALSE(RemoveTree(root_ / "nameless"));
   EXPECT_TRUE(fs::exists(root_ / "rootfs" / "precious"));
   // A name that merely begins the same is not below.

@@ -12,8 +12,8 @@
 
 #include "base/error.h"
 
-// Readers of /proc, each one file or directory of proc(5). A process that is gone is errno ENOENT or
-// ESRCH in the error; IsGone() tells.
+// Readers of /proc, each one file or directory of proc(5). A process that is gone is errno ENOENT
+// or ESRCH in the error; IsGone() tells.
 namespace waft::base {
 
 bool IsGone(const Error& error);
@@ -55,8 +55,8 @@ Result<std::vector<FdInfo>> ReadFds(pid_t pid);
 // One line of /proc/PID/mountinfo, paths unescaped.
 struct MountInfo {
   int id = 0;
-  uint64_t device = 0;               // as makedev(3)
-  std::filesystem::path root;        // of the file system, within itself
+  uint64_t device = 0;                // as makedev(3)
+  std::filesystem::path root;         // of the file system, within itself
   std::filesystem::path mount_point;  // as PID sees it
   std::string fs_type;
   std::string source;

@@ -1,6 +1,7 @@
 #include "base/proc.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <linux/filter.h>
@@ -87,9 +88,13 @@ TEST(ProcTest, StatusOfAChildWithKnownMemory) {
   const Forked plain;
   const Forked child([] {
     ::prctl(PR_SET_NAME, "a: odd name");
-    const int flags = MAP_ANONYMOUS | MAP_POPULATE;
-    ::mmap(nullptr, 8 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | flags, -1, 0);
-    ::mmap(nullptr, 4 * kMiB, PROT_READ | PROT_WRITE, MAP_SHARED | flags, -1, 0);
+    const auto map = [](size_t len_bytes, int more_flags) {
+      constexpr int kFlags = MAP_ANONYMOUS | MAP_POPULATE;
+      void* at = ::mmap(nullptr, len_bytes, PROT_READ | PROT_WRITE, kFlags | more_flags, -1, 0);
+      if (at == MAP_FAILED) std::abort();
+    };
+    map(8 * kMiB, MAP_PRIVATE);
+    map(4 * kMiB, MAP_SHARED);
     sock_filter allow{.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = SECCOMP_RET_ALLOW};
     sock_fprog program{.len = 1, .filter = &allow};
     ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
@@ -142,7 +147,7 @@ TEST(ProcTest, StoppedTracedAndDeadAreTold) {
 TEST(ProcTest, MappingsOfAChild) {
   std::string name = (fs::temp_directory_path() / "waft proc test XXXXXX").string();
   const UniqueFd file(::mkstemp(name.data()));
-  ASSERT_TRUE(WriteAll(file.get(), std::string(3 * 4096, 'x')));
+  ASSERT_TRUE(WriteAll(file.get(), std::string(size_t{3} * 4096, 'x')));
   const auto map = [&](int protection, int flags, int fd) {
     void* at = ::mmap(nullptr, size_t{3} * 4096, protection, flags, fd, 0);
     EXPECT_NE(at, MAP_FAILED);
@@ -267,7 +272,7 @@ TEST(ProcTest, CgroupsByController) {
   for (const auto& [controllers, path] : cgroups) {
     EXPECT_TRUE(path.starts_with("/")) << controllers << " " << path;
     EXPECT_THAT(ReadFile("/proc/self/cgroup").value(),
-                HasSubstr(":" + controllers + ":" + path + "\n"));
+                HasSubstr(fmt::format(":{}:{}\n", controllers, path)));
   }
 }
 

@@ -21,8 +21,9 @@ base::Result<DumpResult> Dump(const base::Command& checkpoint, const criu::Relay
   WAFT_ASSIGN(const base::RunResult run, base::Run(command));
   if (!run.exit.Ok()) {
     const std::string words = criu::LogErrors(work / "dump.log");
-    return Fail(ErrorCode::kRollBack,
-                fmt::format("CRIU cannot dump the workload: {}", words.empty() ? run.err : words));
+    const std::string why =
+        words.empty() ? fmt::format("{}runc checkpoint {}", run.err, run.exit.ToString()) : words;
+    return Fail(ErrorCode::kRollBack, fmt::format("CRIU cannot dump the workload: {}", why));
   }
   // A task that ran after its state was read must never be restored elsewhere.
   WAFT_ASSIGN(const bool frozen, freezer.IsFrozen());

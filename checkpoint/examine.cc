@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <charconv>
 #include <map>
 #include <optional>
@@ -112,6 +113,8 @@ class Examiner {
 
   base::Status Task(pid_t pid, const std::set<pid_t>& pids) {
     WAFT_ASSIGN(const base::ProcStatus status, base::ReadProcStatus(pid));
+    // Being reaped: it has no parent any more (fs/proc/array.c, task_state()).
+    if (status.state == 'X' && pid != init_) return {};
     const std::string task = fmt::format("task {} ({})", pid, status.name);
     result_.tasks += static_cast<uint32_t>(status.threads);
     if (status.tracer_pid != 0) {
@@ -121,6 +124,10 @@ class Examiner {
       Refuse("{} is no child of the workload's init (an open `runc exec`?): end it first", task);
     }
     if (status.state == 'Z') return {};
+    if (status.state == 'T') {
+      // PTRACE_SEIZE of a stopped task in a frozen cgroup waits for the thaw (CRIU pull 1905).
+      Refuse("{} is stopped, and CRIU would wait for it for good: send it SIGCONT", task);
+    }
 
     // Shared pages are split among their users by Pss; private ones count in full, since a restored
     // process may not share them any more.
@@ -306,10 +313,11 @@ base::Result<Examination> Examine(pid_t init, const std::vector<pid_t>& pids,
   const std::set<pid_t> set(pids.begin(), pids.end());
   for (const pid_t pid : pids) {
     const base::Status status = examiner.Task(pid, set);
-    // A task other than init may have ended since it was listed.
-    if (!status && (pid == init || !base::IsGone(status.error()))) {
-      return std::unexpected(status.error());
-    }
+    if (status) continue;
+    // A task other than init may have ended since it was listed. mountinfo says EINVAL for one that
+    // is on its way out (fs/proc_namespace.c, mounts_open_common()).
+    const bool ended = base::IsGone(status.error()) || status.error().error_number() == EINVAL;
+    if (pid == init || !ended) return std::unexpected(status.error());
   }
   examiner.Binds();
   return examiner.Finish();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -40,6 +41,7 @@ struct Column {
 std::string Table(const std::vector<Column>& columns,
                   const std::vector<std::vector<std::string>>& rows) {
   std::vector<size_t> widths;
+  widths.reserve(columns.size());
   for (const Column& column : columns) widths.push_back(column.title.size());
   for (const auto& row : rows) {
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], Columns(row[i]));
@@ -65,7 +67,7 @@ std::string Ago(int64_t then_ms, int64_t now_ms) {
   const int64_t seconds = std::max<int64_t>(now_ms - then_ms, 0) / 1000;
   if (seconds < 60) return fmt::format("{} s ago", seconds);
   if (seconds < 3600) return fmt::format("{} min ago", seconds / 60);
-  if (seconds < 48 * 3600) return fmt::format("{} h ago", seconds / 3600);
+  if (seconds < int64_t{48} * 3600) return fmt::format("{} h ago", seconds / 3600);
   return fmt::format("{} days ago", seconds / 86400);
 }
 
@@ -116,7 +118,7 @@ std::string HumanMs(double milliseconds) {
   if (milliseconds < 9.995) return fmt::format("{:.2f} ms", milliseconds);
   if (milliseconds < 999.95) return fmt::format("{:.1f} ms", milliseconds);
   if (milliseconds < 59'995) return fmt::format("{:.2f} s", milliseconds / 1000);
-  const auto seconds = static_cast<int64_t>(milliseconds / 1000 + 0.5);
+  const auto seconds = std::llround(milliseconds / 1000);
   return fmt::format("{} min {} s", seconds / 60, seconds % 60);
 }
 
@@ -233,7 +235,7 @@ std::string ReportText(const v1::Report& report) {
   return text;
 }
 
-ProgressView::ProgressView(std::ostream& out, int terminal_columns, std::string workload)
+ProgressView::ProgressView(std::ostream& out, int terminal_columns, std::string_view workload)
     : out_(out), terminal_columns_(terminal_columns), workload_(Printable(workload)) {
   last_.set_state("waiting");
   last_.set_message("for waftd");

@@ -35,7 +35,7 @@ std::string ReportText(const v1::Report& report);
 class ProgressView {
  public:
   // `terminal_columns` is the width of the terminal behind `out`; 0 if it is none.
-  ProgressView(std::ostream& out, int terminal_columns, std::string workload);
+  ProgressView(std::ostream& out, int terminal_columns, std::string_view workload);
   void Show(const v1::Progress& progress);
   void Tick();  // draws the elapsed time anew
   // Clears the line: what comes next starts at the left margin.

@@ -28,6 +28,16 @@ namespace {
 
 constexpr size_t kMaxFdsPerMessage = 16;
 
+// Waits until `fd` is ready for `events` or hung up; false when the relay is to end first.
+bool Await(int fd, short events, int stop) {
+  for (;;) {
+    std::array<pollfd, 2> wait{{{fd, events, 0}, {stop, POLLIN, 0}}};
+    const int ready = ::poll(wait.data(), wait.size(), -1);
+    if (ready > 0) return wait[1].revents == 0;
+    if (ready < 0 && errno != EINTR) return false;
+  }
+}
+
 // One message of a SOCK_SEQPACKET peer with the descriptors that came with it.
 struct Message {
   std::string bytes;
@@ -50,7 +60,7 @@ bool Receive(int socket, Message& message) {
   do {
     got = ::recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
   } while (got < 0 && errno == EINTR);
-  if (got != length || (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return false;
+  if (got < 0) return false;
   for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -60,10 +70,12 @@ bool Receive(int socket, Message& message) {
       message.fds.emplace_back(fd);
     }
   }
-  return true;
+  // Looked at last: what came with a message that was cut short must be closed too.
+  return got == length && (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
 }
 
-bool Send(int socket, const Message& message) {
+// False when the peer has gone, or `stop` while it does not read.
+bool Send(int socket, const Message& message, int stop) {
   iovec data{const_cast<char*>(message.bytes.data()), message.bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxFdsPerMessage)> control{};
   msghdr header{.msg_iov = &data, .msg_iovlen = 1};
@@ -81,8 +93,9 @@ bool Send(int socket, const Message& message) {
   }
   ssize_t sent = 0;
   do {
-    sent = ::sendmsg(socket, &header, MSG_NOSIGNAL);
-  } while (sent < 0 && errno == EINTR);
+    if (!Await(socket, POLLOUT, stop)) return false;
+    sent = ::sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+  } while (sent < 0 && (errno == EINTR || errno == EAGAIN));
   return sent == static_cast<ssize_t>(message.bytes.size());
 }
 
@@ -168,11 +181,7 @@ Relay::~Relay() {
 }
 
 void Relay::Serve() {
-  for (;;) {
-    std::array<pollfd, 2> wait{{{listener_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
-    if (::poll(wait.data(), wait.size(), -1) < 0 && errno != EINTR) return;
-    if (wait[1].revents != 0) return;
-    if (wait[0].revents == 0) continue;
+  while (Await(listener_.get(), POLLIN, stop_.get())) {
     UniqueFd stub(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     // runc asks one CRIU at a time: its version first, then the dump or restore.
     if (stub) ServeConnection(std::move(stub));
@@ -180,6 +189,7 @@ void Relay::Serve() {
 }
 
 void Relay::ServeConnection(UniqueFd stub) {
+  if (!Await(stub.get(), POLLIN, stop_.get())) return;
   const UniqueFd runc(ReceiveFd(stub.get()));
   ucred peer{};
   ucred criu_peer{};  // the stub's, which becomes CRIU
@@ -213,11 +223,11 @@ void Relay::ServeConnection(UniqueFd stub) {
                .workload_pid = response.notify().pid(),
                .criu_pid = criu_peer.pid});
       }
-      if (!Send(runc.get(), message)) return;
+      if (!Send(runc.get(), message, stop_.get())) return;
     } else if (wait[0].revents != 0) {
       if (!Receive(runc.get(), message)) return;
       EditRequest(peer.pid, message, held);
-      if (!Send(criu.get(), message)) return;
+      if (!Send(criu.get(), message, stop_.get())) return;
     }
   }
 }

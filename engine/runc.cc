@@ -3,15 +3,19 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "base/cgroup.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/proc.h"
 
 namespace waft::engine {
 namespace fs = std::filesystem;
@@ -28,17 +32,31 @@ std::string Text(const json& object, const char* key) {
   return at != object.end() && at->is_string() ? at->get<std::string>() : std::string();
 }
 
-json Member(const json& object, const char* key) {
+// The value at `key`, or null. No copy: copying recurses as deep as the file says.
+const json& Member(const json& object, const char* key) {
+  static const json kNull;
   const auto at = object.find(key);
-  return at != object.end() ? *at : json();
+  return at != object.end() ? *at : kNull;
 }
 
 // runc marks a container's mounts of type bind by type or by option (runc libcontainer/specconv).
 bool IsBind(const json& mount) {
   if (Text(mount, "type") == "bind") return true;
-  const json options = Member(mount, "options");
+  const json& options = Member(mount, "options");
   return std::any_of(options.begin(), options.end(),
                      [](const json& option) { return option == "bind" || option == "rbind"; });
+}
+
+// The cgroups that runc makes below our own before it has written down that there is a container.
+// One that still has tasks, or that a bundle names otherwise, stays.
+void RemoveEmptyCgroups(const std::string& id) {
+  const base::Result<std::map<std::string, std::string>> own = base::ReadCgroups(::getpid());
+  if (!own) return;
+  for (const auto& [controllers, path] : *own) {
+    const base::Result<fs::path> directory =
+        base::CgroupDirectory(::getpid(), controllers.substr(0, controllers.find(',')));
+    if (directory) ::rmdir((*directory / id).c_str());
+  }
 }
 
 }  // namespace
@@ -66,18 +84,18 @@ base::Status CheckPath(const fs::path& path) {
 }
 
 base::Result<std::vector<Container>> Runc::List() const {
-  WAFT_ASSIGN(const base::RunResult result,
-              base::RunFor({.argv = {"runc", "--root", root_, "list", "--format", "json"}},
-                           kQueryTimeout));
+  WAFT_ASSIGN(
+      const base::RunResult result,
+      base::RunFor({.argv = {"runc", "--root", root_, "list", "--format", "json"}}, kQueryTimeout));
   if (!result.exit.Ok()) {
-    return Fail(ErrorCode::kRetry, fmt::format("runc list: {}: {}", result.exit.ToString(),
-                                               result.err));
+    return Fail(ErrorCode::kRetry,
+                fmt::format("runc list: {}: {}", result.exit.ToString(), result.err));
   }
   const json list = json::parse(result.out, nullptr, false);
   std::vector<Container> containers;
   if (!list.is_array()) return containers;  // runc prints "null" when there are none
   for (const json& entry : list) {
-    const json pid = Member(entry, "pid");
+    const json& pid = Member(entry, "pid");
     containers.push_back({.id = Text(entry, "id"),
                           .state = Text(entry, "status"),
                           .pid = pid.is_number_integer() ? pid.get<pid_t>() : 0,
@@ -114,7 +132,7 @@ base::Result<Bundle> Runc::ReadBundle(const fs::path& directory) {
   }
   Bundle bundle{.directory = directory,
                 .rootfs = (directory / Text(Member(config, "root"), "path")).lexically_normal()};
-  const json terminal = Member(Member(config, "process"), "terminal");
+  const json& terminal = Member(Member(config, "process"), "terminal");
   bundle.terminal = terminal.is_boolean() && terminal.get<bool>();
   for (const json& space : Member(Member(config, "linux"), "namespaces")) {
     if (Text(space, "type") == "pid") bundle.has_pid_namespace = true;
@@ -134,16 +152,17 @@ base::Result<Bundle> Runc::ReadBundle(const fs::path& directory) {
 
 base::Command Runc::CheckpointCommand(const std::string& id, const fs::path& images,
                                       const fs::path& work) const {
-  return {.argv = {"runc", "--root", root_, "--log", work / "runc.log", "checkpoint", "--image-path", images,
-                   "--work-path", work, "--leave-running", "--tcp-established", "--ext-unix-sk",
-                   "--file-locks", id},
+  return {.argv = {"runc", "--root", root_, "--log", work / "runc.log", "checkpoint",
+                   "--image-path", images, "--work-path", work, "--leave-running",
+                   "--tcp-established", "--ext-unix-sk", "--file-locks", id},
           .directory = work};
 }
 
 base::Command Runc::RestoreCommand(const std::string& id, const fs::path& bundle,
                                    const fs::path& images, const fs::path& work) const {
-  return {.argv = {"runc", "--root", root_, "--log", work / "runc.log", "restore", "--detach", "--bundle", bundle, "--image-path", images, "--work-path",
-                   work, "--tcp-established", "--ext-unix-sk", "--file-locks", id},
+  return {.argv = {"runc", "--root", root_, "--log", work / "runc.log", "restore", "--detach",
+                   "--bundle", bundle, "--image-path", images, "--work-path", work,
+                   "--tcp-established", "--ext-unix-sk", "--file-locks", id},
           .directory = work};
 }
 
@@ -157,13 +176,17 @@ base::Status Runc::Delete(const std::string& id) const {
       return base::FailErrno("unmount " + mount.string());
     }
   }
+  // No container to runc, which would delete what is there across mounts, but an unfinished create
+  // or restore.
+  if (!fs::exists(root_ / id / "state.json")) {
+    RemoveEmptyCgroups(id);
+    return base::RemoveTree(root_ / id);
+  }
   WAFT_ASSIGN(const base::RunResult result,
               base::Run({.argv = {"runc", "--root", root_, "delete", "--force", id}}));
   if (result.exit.Ok()) return {};
-  // A state directory without a state.json is no container to runc: an unfinished create or restore.
-  if (!fs::exists(root_ / id / "state.json")) return base::RemoveTree(root_ / id);
-  return Fail(ErrorCode::kFatal, fmt::format("runc delete {}: {}: {}", id, result.exit.ToString(),
-                                             result.err));
+  return Fail(ErrorCode::kFatal,
+              fmt::format("runc delete {}: {}: {}", id, result.exit.ToString(), result.err));
 }
 
 }  // namespace waft::engine

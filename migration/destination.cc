@@ -274,8 +274,11 @@ void Incoming::Abort(const std::string& reason) {
   }
   parts.reception.reset();
   parts.network.reset();
-  base::Status removed =
-      RemoveWorkload(destination_.runc_, parts.workload.id(), parts.workload.network());
+  // A CRIU whose runc was killed ends by itself.
+  base::Status removed = AwaitOrphans(parts.directory, kOrphanTimeout);
+  if (removed) {
+    removed = RemoveWorkload(destination_.runc_, parts.workload.id(), parts.workload.network());
+  }
   parts.images.reset();
   if (removed) removed = RemoveRunDirectory(parts.directory);
   if (!removed) {

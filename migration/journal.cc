@@ -61,6 +61,22 @@ std::vector<v1::JournalRecord> ParseRecords(std::string_view& bytes) {
   }
 }
 
+// Records after what looks like a torn tail: then it is none, for nothing is written after one.
+bool HoldsARecord(std::string_view bytes) {
+  for (; !bytes.empty(); bytes.remove_prefix(1)) {
+    std::string_view rest = bytes;
+    if (!ParseRecords(rest).empty()) return true;
+  }
+  return false;
+}
+
+// CRIU's words name files, which may be any bytes; protobuf reads no text back that is not UTF-8.
+std::string AsText(std::string_view bytes) {
+  std::string text(bytes);
+  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c >= 0x80; }, '?');
+  return text;
+}
+
 }  // namespace
 
 fs::path Journal::PathOf(const fs::path& directory, std::string_view id, Role role) {
@@ -82,7 +98,10 @@ base::Result<std::unique_ptr<Journal>> Journal::Create(const fs::path& directory
   v1::JournalRecord record;
   *record.mutable_begin() = begin;
   record.set_state(std::string(ToString(State::kOffered)));
-  WAFT_TRY(journal->Append(record));
+  if (const base::Status written = journal->Append(record); !written) {
+    ::unlink(path.c_str());  // or nobody could ever use or read this id
+    return std::unexpected(written.error());
+  }
   // The name must survive a crash as well as the bytes.
   WAFT_ASSIGN(const base::UniqueFd parent, base::Open(directory, O_RDONLY | O_DIRECTORY));
   if (::fsync(parent.get()) != 0) return base::FailErrno("fsync " + directory.string());
@@ -96,6 +115,10 @@ base::Result<std::unique_ptr<Journal>> Journal::Open(const fs::path& path) {
   journal->records_ = ParseRecords(rest);
   if (journal->records_.empty() || !journal->records_.front().has_begin()) {
     return Fail(ErrorCode::kDataLoss, fmt::format("{} holds no whole record", path.string()));
+  }
+  if (HoldsARecord(rest)) {
+    return Fail(ErrorCode::kDataLoss,
+                fmt::format("{} is damaged after byte {}", path.string(), bytes.size() - rest.size()));
   }
   journal->begin_ = journal->records_.front().begin();
   journal->role_ =
@@ -138,7 +161,7 @@ base::Status Journal::Append(const v1::JournalRecord& record) {
 
 base::Status Journal::Advance(State to, std::string_view detail) {
   v1::JournalRecord record;
-  record.set_detail(std::string(detail));
+  record.set_detail(AsText(detail));
   return Advance(std::move(record), to);
 }
 

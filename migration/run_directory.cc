@@ -1,35 +1,52 @@
 #include "migration/run_directory.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/mount.h>
 
-#include <algorithm>
+#include <charconv>
 #include <string>
 #include <system_error>
-#include <thread>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/pidfd.h"
+#include "base/unique_fd.h"
 
 namespace waft::migration {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::chrono::milliseconds kPoll{20};
+// Is a process, given as its directory in /proc, at work in `directory`? runc names it on its
+// command line. CRIU writes over that and steps into other mount namespaces, but keeps files there
+// open.
+bool WorksIn(const fs::path& process, const fs::path& directory) {
+  const base::Result<std::string> line = base::ReadFile(process / "cmdline");
+  if (line && line->find(directory.native()) != std::string::npos) return true;
+  std::error_code gone;
+  const std::string program = fs::read_symlink(process / "exe", gone).filename();
+  if (!program.starts_with("criu")) return false;
+  for (fs::directory_iterator fd(process / "fd", gone), end; !gone && fd != end;
+       fd.increment(gone)) {
+    std::error_code closed;
+    if (fs::read_symlink(fd->path(), closed).native().starts_with(directory.native())) return true;
+  }
+  return false;
+}
 
-// A pid whose command line names `directory`, or an empty string.
-std::string FindUser(const fs::path& directory) {
+// The pid of one that does, or 0.
+pid_t FindUser(const fs::path& directory) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator("/proc", error)) {
     const std::string name = entry.path().filename();
-    if (!std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); })) {
-      continue;
+    pid_t pid = 0;
+    if (std::from_chars(name.data(), name.data() + name.size(), pid).ec == std::errc() &&
+        WorksIn(entry.path(), directory)) {
+      return pid;
     }
-    const base::Result<std::string> line = base::ReadFile(entry.path() / "cmdline");
-    if (line && line->find(directory.native()) != std::string::npos) return name;
   }
-  return "";
+  return 0;
 }
 
 }  // namespace
@@ -45,15 +62,21 @@ base::Status RemoveRunDirectory(const fs::path& directory) {
 base::Status AwaitOrphans(const fs::path& directory, std::chrono::milliseconds timeout) {
   const base::Deadline deadline = base::Deadline::After(timeout);
   for (;;) {
-    const std::string pid = FindUser(directory);
-    if (pid.empty()) return {};
+    const pid_t pid = FindUser(directory);
+    if (pid == 0) return {};
+    const base::Result<base::UniqueFd> process = base::OpenPidfd(pid);
+    if (!process) continue;
+    // Until its very end: its files keep a mount busy for a moment after it can be seen to have
+    // none.
+    pollfd wait{process->get(), POLLIN, 0};
+    ::poll(&wait, 1, deadline.LeftMs());
     if (deadline.Passed()) {
-      return base::Fail(base::ErrorCode::kFatal,
-                        fmt::format("pid {} still works in {}; end the migration by hand once it has "
-                                    "gone, then restart waftd",
-                                    pid, directory.string()));
+      return base::Fail(
+          base::ErrorCode::kFatal,
+          fmt::format("pid {} still works in {}; end the migration by hand once it has "
+                      "gone, then restart waftd",
+                      pid, directory.string()));
     }
-    std::this_thread::sleep_for(kPoll);
   }
 }
 

@@ -234,13 +234,15 @@ class Source::Attempt {
     *request.mutable_workload() = spec_;
     WAFT_ASSIGN(const v1::PreflightReply reply, peer_.Preflight(request));
     std::vector<std::string> refusals(reply.refusals().begin(), reply.refusals().end());
-    for (std::string& objection :
-         restore::RoomObjections(spec_, source_.settings_.image_room_bytes)) {
-      refusals.push_back("at the source: " + objection);
+    // The same questions to ourselves: what cannot be dumped here need not be welcome there.
+    for (const std::vector<std::string>& own :
+         {restore::FactObjections(request.facts()),
+          restore::RoomObjections(spec_, source_.settings_.image_room_bytes)}) {
+      for (const std::string& objection : own) refusals.push_back("at the source: " + objection);
     }
     if (refusals.empty()) return {};
-    return Fail(ErrorCode::kRollBack, fmt::format("{} refuses '{}': {}", peer_.name(), container_.id,
-                                                  fmt::join(refusals, "; ")));
+    return Fail(ErrorCode::kRollBack, fmt::format("'{}' cannot be moved to {}: {}", container_.id,
+                                                  peer_.name(), fmt::join(refusals, "; ")));
   }
 
   // The downtime begins here. Up to PREPARED the migration is ours to call off.
@@ -355,16 +357,20 @@ class Source::Attempt {
   }
 
   void RollBack(const std::string& reason) {
-    std::string message = reason;
     if (frozen_) {
-      if (const base::Status resumed = copy_->Resume(); !resumed) {
-        message += fmt::format("; and it could not be resumed cleanly: {}",
-                               resumed.error().message());
+      // A CRIU whose runc was killed still holds the tasks, and would freeze them again at its end.
+      base::Status resumed = AwaitOrphans(source_.settings_.DirectoryOf(id()), kOrphanTimeout);
+      if (resumed) resumed = copy_->Resume();
+      if (!resumed) {
+        // The journal stays open: recovery tries again when waftd starts.
+        Finish(v1::ROLLED_BACK, fmt::format("{}; and it could not be resumed: {}; restart waftd",
+                                            reason, resumed.error().message()));
+        return;
       }
     }
     CleanUp();
     base::LogIfError(journal_->Advance(State::kFinished), "journal the end");
-    Finish(frozen_ ? v1::ROLLED_BACK : v1::FAILED, message);
+    Finish(frozen_ ? v1::ROLLED_BACK : v1::FAILED, reason);
   }
 
   void CleanUp() {

@@ -12,7 +12,7 @@
 namespace waft::restore {
 namespace {
 
-uint64_t Mib(uint64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; }
+uint64_t Mib(uint64_t bytes) { return (bytes >> 20) + (bytes % (1 << 20) != 0 ? 1 : 0); }
 
 std::string FileObjection(const v1::FileFact& file) {
   struct stat info {};
@@ -103,12 +103,13 @@ std::vector<std::string> RoomObjections(const v1::WorkloadSpec& workload,
     objections.push_back(available.error().message());
     return objections;
   }
-  const uint64_t needed = workload.memory_bytes() + workload.image_bytes();
-  if (needed > *available) {
-    objections.push_back(fmt::format("needs {} MiB of memory ({} of tasks, {} of images), {} MiB are "
-                                     "available here",
-                                     Mib(needed), Mib(workload.memory_bytes()),
-                                     Mib(workload.image_bytes()), Mib(*available)));
+  // Not by their sum, which a peer can make overflow.
+  if (workload.memory_bytes() > *available ||
+      workload.image_bytes() > *available - workload.memory_bytes()) {
+    objections.push_back(fmt::format("needs {} MiB of memory for its tasks and {} for its images, {} "
+                                     "MiB are available here",
+                                     Mib(workload.memory_bytes()), Mib(workload.image_bytes()),
+                                     Mib(*available)));
   }
   return objections;
 }

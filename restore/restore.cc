@@ -8,11 +8,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/file.h"
 #include "base/log.h"
 #include "criu/criu.h"
 #include "criu/relay.h"
+#include "restore/timers.h"
 
 namespace waft::restore {
 namespace fs = std::filesystem;
@@ -58,11 +60,14 @@ base::Result<Freezer> RestoreFrozen(const base::Command& restore, const fs::path
   }
   if (!run->exit.Ok()) {
     const std::string words = criu::LogErrors(work / "restore.log");
-    return Fail(ErrorCode::kRollBack,
-                fmt::format("CRIU cannot restore the workload: {}", words.empty() ? run->err : words));
+    const std::string why =
+        words.empty() ? fmt::format("{}runc restore {}", run->err, run->exit.ToString()) : words;
+    return Fail(ErrorCode::kRollBack, fmt::format("CRIU cannot restore the workload: {}", why));
   }
   if (!held) return held;
   WAFT_TRY(held->Freeze(kFreezeTimeout));
+  WAFT_ASSIGN(const std::vector<pid_t> pids, held->Processes());
+  WAFT_TRY(RearmTimers(pids));
   return held;
 }
 

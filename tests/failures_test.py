@@ -5,12 +5,10 @@ import os
 import signal
 import time
 import unittest
-from pathlib import Path
 
 from lab import testbed
-from lab.failure import FailureCase, until
-
-HOLDER = str(testbed.BIN.parent / "tests" / "holder")
+from lab.failure import FailureCase, HoldingRedis, until
+from lab.redis import Redis
 
 
 class UnreachableTest(FailureCase):
@@ -70,7 +68,7 @@ class RoomTest(FailureCase):
         report, code = migration.wait()
         self.assert_rolled_back(report, code, "no room at the destination")
         self.assert_only_at_source()
-        testbed.restart_waftd("a")
+        self.heal("a")
         self.assert_moves()
 
     def test_no_room_for_the_images_that_are_dumped(self):
@@ -80,7 +78,7 @@ class RoomTest(FailureCase):
         self.assert_rolled_back(report, code, "CRIU cannot dump the workload",
                                 "No space left on device")
         self.assert_only_at_source()
-        testbed.restart_waftd("a")
+        self.heal("a")
         self.assert_moves()
 
     @staticmethod
@@ -121,8 +119,8 @@ class FilesTest(FailureCase):
 class HeldThingsTest(FailureCase):
     """What CRIU is known to refuse is named before anything is frozen."""
 
-    redis_options = {"memory_mib": 4, "wrapper": [HOLDER, "io_uring", "mptcp", "userfaultfd",
-                                                  "vsock", "tracee", "--"]}
+    def make_redis(self):
+        return HoldingRedis("io_uring", "mptcp", "userfaultfd", "vsock", "tracee")
 
     def test_preflight_names_what_is_held(self):
         report, code = testbed.migrate("redis", "a", "b", check=False)
@@ -136,7 +134,8 @@ class HeldThingsTest(FailureCase):
 
 
 class ExecSessionTest(FailureCase):
-    redis_options = {"memory_mib": 4, "programs": ["/usr/bin/sleep"]}
+    def make_redis(self):
+        return Redis(memory_mib=4, programs=["/usr/bin/sleep"])
 
     def test_preflight_names_an_open_exec_session(self):
         session = testbed.start("a", "runc", "exec", "redis", "/usr/bin/sleep", "1000")
@@ -155,8 +154,8 @@ class ExecSessionTest(FailureCase):
 class DumpRefusedTest(FailureCase):
     """CRIU's own refusal, after the freeze."""
 
-    redis_options = {"memory_mib": 4, "directories": ["data"],
-                     "wrapper": [HOLDER, "renamed=/data/file", "--"]}
+    def make_redis(self):
+        return HoldingRedis("renamed=/data/file", directories=["data"])
 
     def test_its_words_are_in_the_message(self):
         report, code = testbed.migrate("redis", "a", "b", check=False)
@@ -167,8 +166,8 @@ class DumpRefusedTest(FailureCase):
 class RestoreRefusedTest(FailureCase):
     """CRIU fails on the destination, which the source learns from it."""
 
-    redis_options = {"memory_mib": 4, "directories": ["data"],
-                     "wrapper": [HOLDER, "unix=/data/socket", "--"]}
+    def make_redis(self):
+        return HoldingRedis("unix=/data/socket", directories=["data"])
 
     def test_its_words_are_in_the_message(self):
         there = self.redis.path_on("b", "/data")

@@ -4,6 +4,7 @@ test, injected faults, and a witness that there is never more than one running c
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from lab import testbed
 from lab.case import TestbedCase
+from lab.programs import DIRECTORY
 from lab.redis import COUNTER, CountingClient, Redis
 from lab.workload import RUNC_ROOT
 
@@ -114,27 +116,43 @@ class Migration:
             self._process.communicate()
 
 
+class HoldingRedis(Redis):
+    """Redis beside which a task of the workload holds what tests/workloads/holder.cc is told to."""
+
+    def __init__(self, *things, directories=()):
+        super().__init__(memory_mib=4, wrapper=["/holder", *things, "--"], directories=directories)
+
+    def _prepare(self, programs, files, directories, config):
+        super()._prepare(programs[1:], files, directories, config)
+        shutil.copy2(DIRECTORY / "holder", self.path_on("a", "/holder"))
+        self.copy_to_other_host()
+
+
 class FailureCase(TestbedCase):
     """Each test starts with Redis on a, a client that counts on it, and a witness; whatever the test
     does to the hosts, in the end the client must not have lost or seen anything twice, and no look
     of the witness may have found two running copies."""
 
-    redis_options: dict = {"memory_mib": 4}
-
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # After a long freeze the client would wait as long again before it sends its request anew.
-        testbed.execute("client", "sysctl", "-qew", "net.ipv4.tcp_rto_max_ms=1000")
-        cls.addClassCleanup(testbed.execute, "client", "sysctl", "-qew",
-                            "net.ipv4.tcp_rto_max_ms=120000")
+        # After a long freeze a client would wait for as long again before it repeats its request.
+        cls._set_client_tcp(rto_max_ms=1000, retries2=100)
+        cls.addClassCleanup(cls._set_client_tcp, rto_max_ms=120000, retries2=15)
+
+    @staticmethod
+    def _set_client_tcp(**settings):
+        for name, value in settings.items():
+            testbed.execute("client", "sysctl", "-qew", f"net.ipv4.tcp_{name}={value}")
 
     def setUp(self):
         self.addCleanup(self._leave_no_migration)
         super().setUp()
         self.without_workload = self.before
-        self._injected = {}
-        self.redis = self.track(Redis(**self.redis_options))
+        self._injected = {}  # host -> (fault, length of the log before)
+        self._unhealthy = set()  # hosts whose waftd has a fault
+        self.addCleanup(self._heal_all)
+        self.redis = self.track(self.make_redis())
         self.redis.start("a")
         self.redis.fill()
         self.before = {host: testbed.snapshot(host) for host in testbed.HOSTS}
@@ -143,6 +161,9 @@ class FailureCase(TestbedCase):
         self.client = self.track(CountingClient(self.redis.address))
         self.witness = Witness(self.redis.name)
         self.addCleanup(self.witness.stop)
+
+    def make_redis(self):
+        return Redis(memory_mib=4)
 
     def tearDown(self):
         verdict = self.client.stop()
@@ -160,14 +181,14 @@ class FailureCase(TestbedCase):
 
     # --- Provoking ---------------------------------------------------------------------------------
 
-    def inject(self, host, fault):
-        """Starts `host`'s waftd anew with a fault, "POINT=ACTION"; a healthy one after the test."""
-        self._injected[host] = (fault, len(testbed.waftd_log(host)))
-        testbed.restart_waftd(host, f"WAFT_FAULT={fault}")
-        self.addCleanup(self.heal, host)
+    def inject(self, host, *faults):
+        """Starts `host`'s waftd anew with faults, "POINT=ACTION"; a healthy one after the test."""
+        self._injected[host] = (faults[0], len(testbed.waftd_log(host)))
+        self._unhealthy.add(host)
+        testbed.restart_waftd(host, f"WAFT_FAULT={','.join(faults)}")
 
     def has_fired(self, host):
-        """Did the fault injected into `host` happen?"""
+        """Did the first fault injected into `host` happen?"""
         fault, offset = self._injected[host]
         return "injected fault at " + fault.replace("=", ": ") in testbed.waftd_log(host)[offset:]
 
@@ -177,6 +198,11 @@ class FailureCase(TestbedCase):
         if pid is not None:
             os.kill(pid, signal.SIGCONT)
         testbed.restart_waftd(host)
+        self._unhealthy.discard(host)
+
+    def _heal_all(self):
+        for host in list(self._unhealthy):
+            self.heal(host)
 
     def kill_waftd(self, host):
         """SIGKILL."""
@@ -188,10 +214,10 @@ class FailureCase(TestbedCase):
         return self.track(Migration(self.redis.name))
 
     @contextlib.contextmanager
-    def stopped_at(self, host, point):
+    def stopped_at(self, host, point, *more_faults):
         """Runs a migration up to `point` of `host`'s waftd, which stands still there while the body
         runs and then goes on. Yields the migration."""
-        self.inject(host, f"{point}=stop")
+        self.inject(host, f"{point}=stop", *more_faults)
         pid = testbed.waftd_pid(host)
         migration = self.start_migration()
         until(f"waftd on {host} stops at {point}", lambda: self._is_stopped(pid))

@@ -13,8 +13,8 @@ DIRECTORY = Path(os.environ.get("WAFT_WORKLOADS_DIR", testbed.REPOSITORY / "buil
 # What confined.cc may call: its own needs, and those of runc between its filter and exec.
 ALLOWED = """
     accept4 arch_prctl bind brk capget capset chdir clone clone3 clock_gettime clock_nanosleep close
-    dup3 epoll_create1 epoll_ctl epoll_pwait execve exit exit_group fcntl fork fstat futex getdents64
-    getpid getppid getrandom getsockopt gettid getuid ioctl kill listen lseek madvise mmap mprotect
+    dup3 epoll_create1 epoll_ctl epoll_pwait execve exit exit_group fcntl fork fstat fstatfs futex
+    getdents64 getpid getppid getrandom getsockopt gettid getuid ioctl kill listen lseek madvise mmap mprotect
     munmap nanosleep newfstatat openat pipe2 poll ppoll prctl pread64 prlimit64 read readlinkat
     recvfrom restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity
     sched_yield sendto set_robust_list set_tid_address setsockopt sigaltstack socket statfs tgkill

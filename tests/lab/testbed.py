@@ -63,6 +63,11 @@ def waftd_pid(host):
     return int(column) if column.isdigit() else None
 
 
+def init_pid(host):
+    """The pid of the host's first process as this machine sees it."""
+    return int(status()[host][2])
+
+
 def waftd_log(host):
     log = DATA / host / "waftd.log"
     return log.read_text() if log.exists() else ""
@@ -111,10 +116,11 @@ def migrate(workload, source, destination, *, mode="stop", check=True, timeout=3
 
 
 def snapshot(host):
-    """All that a migration could leave behind on a host, as a set of words to compare."""
+    """All that a migration could leave behind on a host, as a set of words to compare. The mount
+    on /run/netns is none of it: the first `ip netns add` on a host makes it for good."""
     script = r"""
       ps -e -o pid=,comm= | awk '$2 != "ps" && $2 != "sh" && $2 != "awk" {print "process", $1, $2}'
-      awk '{print "mount", $1, $2, $3}' /proc/mounts
+      awk '$2 != "/run/netns" {print "mount", $1, $2, $3}' /proc/mounts
       find /sys/fs/cgroup -mindepth 2 -type d -printf 'cgroup %p\n'
       ls /run/netns 2>/dev/null | sed 's/^/netns /'
       ip -o link | awk '{sub(/@.*/, "", $2); print "link", $2}'
