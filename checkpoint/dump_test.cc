@@ -67,9 +67,10 @@ class DumpTest : public testing::Test {
   }
 
   // `script` runs in the directory that holds images/ and work/.
-  base::Result<DumpResult> DumpBy(const std::string& script) {
+  base::Result<DumpResult> DumpBy(const std::string& script,
+                                  std::chrono::milliseconds timeout = kLimit) {
     return Dump({.argv = {"sh", "-ec", script}, .directory = directory_}, *relay_, *freezer_,
-                directory_ / "images", directory_ / "work");
+                directory_ / "images", directory_ / "work", timeout);
   }
 
   fs::path directory_;
@@ -139,7 +140,17 @@ TEST_F(DumpTest, NoImagesAreAnError) {
 
 TEST_F(DumpTest, ACommandThatCannotRunIsAnError) {
   EXPECT_FALSE(Dump({.argv = {"/no/such/runc"}}, *relay_, *freezer_, directory_ / "images",
-                    directory_ / "work"));
+                    directory_ / "work", kLimit));
+}
+
+TEST_F(DumpTest, ADumpThatWaitsForAFrozenTaskIsLetGo) {
+  const auto result = DumpBy("cd '" + freezer_->directory().string() +
+                                 "'; until grep -qs THAWED freezer.state ||"
+                                 " grep -qs 'frozen 0' cgroup.events; do sleep 0.01; done",
+                             std::chrono::milliseconds(200));
+  ASSERT_FALSE(result);
+  EXPECT_THAT(result.error().message(), HasSubstr("did not finish"));
+  EXPECT_FALSE(freezer_->IsFrozen().value());
 }
 
 }  // namespace

@@ -137,9 +137,11 @@ base::Result<std::unique_ptr<Relay>> Relay::Start(const fs::path& directory,
   if (error) {
     return std::unexpected(base::Error::FromErrno("mkdir " + directory.string(), error.value()));
   }
-  fs::create_symlink(programs / "waft-criu", directory / "bin" / "criu", error);
-  if (error && error != std::errc::file_exists) {
-    return std::unexpected(base::Error::FromErrno("symlink criu", error.value()));
+  for (const char* name : {"criu", "gzip"}) {
+    fs::create_symlink(programs / "waft-criu", directory / "bin" / name, error);
+    if (error && error != std::errc::file_exists) {
+      return std::unexpected(base::Error::FromErrno("symlink waft-criu", error.value()));
+    }
   }
 
   std::unique_ptr<Relay> relay(new Relay);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
 #include <set>
 #include <string>
@@ -13,6 +15,9 @@ namespace waft::migration {
 
 // Which workloads of this host are in a migration: one at a time each, whichever the role.
 // Thread-safe; must outlive its claims.
+//
+// A destination keeps its claim until its last announcement, half a second after the workload runs:
+// sent later, it would steal the address of one that has moved on. So Take() waits for such an end.
 class Claims {
  public:
   // Held for as long as the migration lasts.
@@ -35,8 +40,10 @@ class Claims {
     std::string id_;
   };
 
+  // Blocks for up to two seconds while another migration has the workload.
   base::Result<Claim> Take(const std::string& workload) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    released_.wait_for(lock, kPatience, [&] { return !taken_.contains(workload); });
     if (!taken_.insert(workload).second) {
       return base::Fail(base::ErrorCode::kRetry,
                         fmt::format("'{}' is in another migration: see `waft status`", workload));
@@ -48,9 +55,12 @@ class Claims {
   void Release(const std::string& workload) {
     const std::lock_guard lock(mutex_);
     taken_.erase(workload);
+    released_.notify_all();
   }
 
+  static constexpr std::chrono::seconds kPatience{2};
   std::mutex mutex_;
+  std::condition_variable released_;
   std::set<std::string> taken_;
 };
 

@@ -174,6 +174,8 @@ base::Status Destination::Recover(Journal& journal) {
   if (!IsDecided(journal.state())) {
     WAFT_TRY(journal.Advance(State::kAborted, "waftd was restarted here before it had committed"));
   }
+  // An id that was only asked about: there never was a workload (see Outcome()).
+  if (begin.workload().empty()) return journal.Advance(State::kFinished);
   WAFT_TRY(AwaitOrphans(begin.directory(), kOrphanTimeout));
   if (journal.state() == State::kAborted) {
     WAFT_TRY(RemoveWorkload(runc_, begin.workload(), begin.network()));

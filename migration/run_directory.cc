@@ -52,6 +52,11 @@ pid_t FindUser(const fs::path& directory) {
 }  // namespace
 
 base::Status RemoveRunDirectory(const fs::path& directory) {
+  // Below nothing, or below "/", lies every mount of this host.
+  if (!directory.has_relative_path() || !directory.is_absolute()) {
+    return base::Fail(base::ErrorCode::kFatal,
+                      fmt::format("'{}' is no migration's directory", directory.string()));
+  }
   WAFT_ASSIGN(const std::vector<fs::path> mounts, base::MountsBelow(directory));
   for (const fs::path& mount : mounts) {
     if (::umount2(mount.c_str(), 0) != 0) return base::FailErrno("unmount " + mount.string());

@@ -54,6 +54,11 @@ base::Result<std::string> NewMigrationId() {
   return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 
+// Longer than any dump that goes on: 20 MiB/s is a tenth of what a busy machine was seen to do.
+std::chrono::milliseconds DumpTimeout(uint64_t image_bytes) {
+  return std::chrono::seconds(30 + image_bytes / (20 << 20));
+}
+
 // Sleeps, but not past a stop.
 void Pause(std::chrono::milliseconds span, const std::stop_token& stop) {
   const base::Deadline deadline = base::Deadline::After(span);
@@ -257,9 +262,9 @@ class Source::Attempt {
     WAFT_TRY(base::FaultPoint("source-frozen"));
 
     Tell("dumping");
-    WAFT_ASSIGN(dump_, checkpoint::Dump(source_.runc_.CheckpointCommand(container_.id, Images(),
-                                                                        Work()),
-                                        *relay_, copy_->freezer(), Images(), Work()));
+    WAFT_ASSIGN(dump_, checkpoint::Dump(
+                           source_.runc_.CheckpointCommand(container_.id, Images(), Work()), *relay_,
+                           copy_->freezer(), Images(), Work(), DumpTimeout(spec_.image_bytes())));
     const int64_t dumped_ns = RealtimeNs();
 
     WAFT_ASSIGN(const transfer::SendSummary sent,

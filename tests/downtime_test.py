@@ -10,9 +10,9 @@ from lab.line_client import LineClient
 from lab.programs import Ticker
 
 RUNS = 5
-# The report takes its times before it begins to freeze and after it has thawed, so that the workload
+# The report takes its times before it begins to freeze and after it has thawed, so the workload
 # stands still for a little less. But waftd may lose its CPU just there, to the very tasks it thaws,
-# and the ticker has to be scheduled, on two CPUs that other things load: single runs get some room.
+# and the ticker has to be scheduled, on two CPUs that other things load: a single run gets room.
 SHORTER_MS = 2
 LONGER_MS = 25
 TYPICALLY_OFF_MS = 1  # for the median of the runs

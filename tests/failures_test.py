@@ -1,5 +1,5 @@
-"""Migrations that fail without anyone's death: each ends with Redis running at the source, its client
-connected, nothing left at the destination, and a message that says what happened."""
+"""Migrations that fail without anyone's death: each ends with Redis running at the source, its
+client connected, nothing left at the destination, and a message that says what happened."""
 
 import os
 import signal

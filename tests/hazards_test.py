@@ -33,8 +33,8 @@ def kill_all(host, name):
 
 
 class KilledRestoreTest(FailureCase):
-    """`runc restore` binds ROOT/ID/criu-root to the rootfs. Killed, it leaves that mount, through which
-    `runc delete --force` and `rm -rf` empty the rootfs."""
+    """`runc restore` binds ROOT/ID/criu-root to the rootfs. Killed, it leaves that mount, through
+    which `runc delete --force` and `rm -rf` empty the rootfs."""
 
     def setUp(self):
         super().setUp()
@@ -112,7 +112,7 @@ class KilledDumpTest(FailureCase):
         self.assert_moves()
 
     def test_runc_killed_while_criu_dumps(self):
-        with self.dumping(0.1) as (migration, _, criu):
+        with self.dumping(0.02) as (migration, _, criu):
             self.assertTrue(criu)
             os.kill(criu, signal.SIGSTOP)
             kill_all("a", "runc")
@@ -124,7 +124,7 @@ class KilledDumpTest(FailureCase):
         self.assert_only_at_source()
 
     def test_waftd_and_runc_killed_while_criu_dumps(self):
-        with self.dumping(0.1) as (migration, waftd, criu):
+        with self.dumping(0.02) as (migration, waftd, criu):
             self.assertTrue(criu)
             os.kill(criu, signal.SIGSTOP)
             kill_all("a", "runc")
@@ -139,8 +139,8 @@ class KilledDumpTest(FailureCase):
     @contextlib.contextmanager
     def dumping(self, share):
         """A migration whose CRIU has written that share of the memory; yields it and the pids of
-        waftd and of CRIU, 0 if that was quick enough to end."""
-        with self.stopped_at("a", "source-frozen") as migration:
+        waftd, which goes no further than half of the transfer, and of CRIU, 0 if that has ended."""
+        with self.stopped_at("a", "source-frozen", "source-sending=stop") as migration:
             waftd = testbed.waftd_pid("a")
         enough = share * self.redis.memory_mib * (1 << 20)
         until("CRIU writes", pause=0, condition=lambda: enough < sum(

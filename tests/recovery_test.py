@@ -1,5 +1,5 @@
-"""waftd killed, stopped or failing at each state of a migration: there is one running copy in the end,
-never two on the way, and the client notices nothing but a pause."""
+"""waftd killed, stopped or failing at each state of a migration: there is one running copy in the
+end, never two on the way, and the client notices nothing but a pause."""
 
 import unittest
 

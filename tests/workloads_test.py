@@ -92,7 +92,7 @@ class NginxTest(MovingCase):
         verdict = wrk.stop()
         self.assertEqual((verdict["errors"], verdict["wrong"]), (0, 0))
         self.assertGreater(verdict["requests"], 1000)
-        # No connection was opened anew. wrk opens one more at first, to see that the server is there.
+        # No connection was opened anew. wrk opens one more at first, to see that there is a server.
         ours = fetches + 1
         self.assertEqual(nginx.counts()[0] - accepted - ours, connections + 1)
         self.finish(nginx)
@@ -114,7 +114,7 @@ class ProgramsTest(MovingCase):
         verdict = client.stop()
         self.assertIsNone(verdict["error"])
         self.assertEqual((verdict["lost"], verdict["duplicated"]), (0, 0))
-        self.assertGreater(verdict["replies"], 100)
+        self.assertGreater(verdict["replies"], 20)
         self.finish(workload)
 
     def test_threads_that_wait_in_different_ways(self):

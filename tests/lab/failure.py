@@ -34,9 +34,10 @@ def until(what, condition, timeout=10.0, pause=0.02):
 def tasks(host, workload):
     """The workload's processes on `host`, by this machine's pids."""
     try:
-        return [int(pid) for pid in (FREEZER / host / workload / "cgroup.procs").read_text().split()]
+        pids = (FREEZER / host / workload / "cgroup.procs").read_text()
     except OSError:
         return []
+    return [int(pid) for pid in pids.split()]
 
 
 def freezer_state(host, workload):
@@ -129,9 +130,9 @@ class HoldingRedis(Redis):
 
 
 class FailureCase(TestbedCase):
-    """Each test starts with Redis on a, a client that counts on it, and a witness; whatever the test
-    does to the hosts, in the end the client must not have lost or seen anything twice, and no look
-    of the witness may have found two running copies."""
+    """Each test starts with Redis on a, a client that counts on it, and a witness; whatever the
+    test does to the hosts, in the end the client must not have lost or seen anything twice, and no
+    look of the witness may have found two running copies."""
 
     @classmethod
     def setUpClass(cls):
@@ -179,7 +180,7 @@ class FailureCase(TestbedCase):
             testbed.down()
             testbed.up()
 
-    # --- Provoking ---------------------------------------------------------------------------------
+    # --- Provoking --------------------------------------------------------------------------------
 
     def inject(self, host, *faults):
         """Starts `host`'s waftd anew with faults, "POINT=ACTION"; a healthy one after the test."""
@@ -233,7 +234,7 @@ class FailureCase(TestbedCase):
         except OSError:
             return False
 
-    # --- Looking -----------------------------------------------------------------------------------
+    # --- Looking ----------------------------------------------------------------------------------
 
     def unfinished(self, host):
         """Migrations of `host` that have not come to their end, as `waft status` shows them."""
@@ -256,7 +257,7 @@ class FailureCase(TestbedCase):
     def counter(self):
         return int(self.redis.command("GET", COUNTER))
 
-    # --- Asserting ---------------------------------------------------------------------------------
+    # --- Asserting --------------------------------------------------------------------------------
 
     def assert_counting(self):
         """Redis answers, and its client goes on."""

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -72,14 +73,16 @@ class Nginx(Workload):
                 raise testbed.CommandFailed("nginx does not answer")
             time.sleep(0.05)
 
-    def fetch(self, path, *arguments, check=True):
+    def fetch(self, path, file="/dev/stdout", check=True):
         """Over a connection of its own, from the testbed's client."""
-        return testbed.execute("client", "curl", "--silent", "--fail", *arguments,
-                               f"http://{self.address}:{PORT}/{path}", check=check)
+        return testbed.execute(
+            "client", sys.executable, "-c",
+            "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])",
+            f"http://{self.address}:{PORT}/{path}", file, check=check)
 
     def fetched_body(self):
         with tempfile.NamedTemporaryFile() as file:
-            self.fetch("body", "--output", file.name)
+            self.fetch("body", file.name)
             return Path(file.name).read_bytes()
 
     def counts(self):
@@ -102,8 +105,8 @@ class Wrk:
         script.write_text(WRK_SCRIPT % body)
         # nsenter, between us and wrk, hands no signal on: wrk gets its SIGINT by nsenter's death.
         self._process = testbed.start(
-            "client", "setpriv", "--pdeathsig", "INT", "wrk", "--threads", 1, "--connections", connections,
-            "--duration", "10m", "--timeout", "20s", "--script", script,
+            "client", "setpriv", "--pdeathsig", "INT", "wrk", "--threads", 1, "--connections",
+            connections, "--duration", "10m", "--timeout", "20s", "--script", script,
             f"http://{address}:{PORT}/body")
 
     def stop(self):

@@ -52,7 +52,8 @@ class Postgres(Workload):
 
     def query(self, sql):
         """The first row, as a list of strings."""
-        done = self.client("psql", "-d", "postgres", "-AtF", " ", "-v", "ON_ERROR_STOP=1", "-c", sql)
+        done = self.client("psql", "-d", "postgres", "-AtF", " ", "-v", "ON_ERROR_STOP=1", "-c",
+                           sql)
         return done.stdout.split()
 
     def backends(self):

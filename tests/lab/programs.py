@@ -12,13 +12,13 @@ DIRECTORY = Path(os.environ.get("WAFT_WORKLOADS_DIR", testbed.REPOSITORY / "buil
 
 # What confined.cc may call: its own needs, and those of runc between its filter and exec.
 ALLOWED = """
-    accept4 arch_prctl bind brk capget capset chdir clone clone3 clock_gettime clock_nanosleep close
-    dup3 epoll_create1 epoll_ctl epoll_pwait execve exit exit_group fcntl fork fstat fstatfs futex
-    getdents64 getpid getppid getrandom getsockopt gettid getuid ioctl kill listen lseek madvise mmap mprotect
-    munmap nanosleep newfstatat openat pipe2 poll ppoll prctl pread64 prlimit64 read readlinkat
-    recvfrom restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity
-    sched_yield sendto set_robust_list set_tid_address setsockopt sigaltstack socket statfs tgkill
-    uname wait4 waitid write writev
+    accept4 arch_prctl bind brk capget capset chdir clone clone3 clock_gettime clock_nanosleep
+    close dup3 epoll_create1 epoll_ctl epoll_pwait execve exit exit_group fcntl fork fstat
+    fstatfs futex getdents64 getpid getppid getrandom getsockopt gettid getuid ioctl kill listen
+    lseek madvise mmap mprotect munmap nanosleep newfstatat openat pipe2 poll ppoll prctl
+    pread64 prlimit64 read readlinkat recvfrom restart_syscall rseq rt_sigaction rt_sigprocmask
+    rt_sigreturn sched_getaffinity sched_yield sendto set_robust_list set_tid_address setsockopt
+    sigaltstack socket statfs tgkill uname wait4 waitid write writev
 """.split()
 # No reason that a kernel has for refusing mkdir(), so it tells that the filter did.
 REFUSED = errno.EADDRNOTAVAIL
@@ -54,7 +54,7 @@ class Threads(Program):
 
 
 class Confined(Program):
-    """uid 65534, no capabilities, no new privileges, and a seccomp filter that denies by default."""
+    """uid 65534, no capabilities, no new privileges, a seccomp filter that denies by default."""
 
     def __init__(self):
         super().__init__("confined", "10.77.0.54", user=65534, capabilities=(), seccomp=SECCOMP)

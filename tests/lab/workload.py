@@ -99,6 +99,9 @@ class Workload:
             copy_into(rootfs, path)
         for directory in ("proc", "dev", "sys", "tmp", "run", "etc", *directories):
             (rootfs / directory).mkdir(parents=True, exist_ok=True)
+        # runc gives a tmpfs the mode of the directory that it covers.
+        for directory in ("tmp", "run"):
+            (rootfs / directory).chmod(0o1777)
         accounts = {"passwd": "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
                     "group": "root:x:0:\nnogroup:x:65534:\n"}
         for name, text in accounts.items():
