@@ -144,6 +144,13 @@ Feature Path(const char* name, const char* path, const char* lost) {
   return {name, present, false, present ? path : fmt::format("no {}", path), lost};
 }
 
+// Tools end their words with a newline, and put some in between.
+std::string OnOneLine(std::string text) {
+  while (text.ends_with('\n')) text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 }  // namespace
 
 std::vector<Feature> CheckMachine() {
@@ -176,7 +183,7 @@ std::string FeaturesAsText(const std::vector<Feature>& features) {
   std::string text;
   for (const Feature& feature : features) {
     const char* mark = feature.present ? "ok" : feature.required ? "MISSING" : "lost";
-    text += fmt::format("{:<8} {:<17} {}", mark, feature.name, feature.found);
+    text += fmt::format("{:<8} {:<17} {}", mark, feature.name, OnOneLine(feature.found));
     if (!feature.present) text += fmt::format(" -> {}", feature.lost);
     text += "\n";
   }
@@ -189,6 +196,7 @@ std::string FeaturesAsJson(const std::vector<Feature>& features) {
   nlohmann::ordered_json json;
   json["schema"] = "waft.check/1";
   json["possible"] = IsMigrationPossible(features);
+  json["features"] = nlohmann::ordered_json::array();
   for (const Feature& feature : features) {
     json["features"].push_back({{"name", feature.name},
                                 {"present", feature.present},
@@ -196,7 +204,8 @@ std::string FeaturesAsJson(const std::vector<Feature>& features) {
                                 {"found", feature.found},
                                 {"lost", feature.lost}});
   }
-  return json.dump(2) + "\n";
+  // What a tool said may be any bytes.
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace waft::agent

@@ -6,9 +6,12 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <charconv>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "api/peer.grpc.pb.h"
@@ -155,12 +158,16 @@ base::Result<Target> ParseTarget(const std::string& target) {
     const size_t close = target.find(']');
     if (close == std::string::npos) return Fail(ErrorCode::kBadArgument, "'[' without ']'");
     parsed.host = target.substr(1, close - 1);
-    if (colon > close) parsed.port = target.substr(colon + 1);
+    const std::string rest = target.substr(close + 1);
+    if (!rest.empty()) parsed.port = rest.starts_with(':') ? rest.substr(1) : "";
   } else if (colon != std::string::npos && target.find(':') == colon) {
     parsed.host = target.substr(0, colon);
     parsed.port = target.substr(colon + 1);
   }
-  if (parsed.host.empty() || parsed.port.empty()) {
+  uint16_t port = 0;
+  const char* end = parsed.port.data() + parsed.port.size();
+  const auto [stop, error] = std::from_chars(parsed.port.data(), end, port);
+  if (parsed.host.empty() || error != std::errc() || stop != end || port == 0) {
     return Fail(ErrorCode::kBadArgument, fmt::format("'{}' is not HOST or HOST:PORT", target));
   }
   return parsed;

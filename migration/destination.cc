@@ -105,7 +105,8 @@ base::Result<std::unique_ptr<Incoming>> Destination::Prepare(const v1::Prepare& 
   if (runc_.Exists(workload.id())) {
     return Fail(ErrorCode::kRollBack, fmt::format("there is a container '{}'", workload.id()));
   }
-  if (fs::exists(workload.network().path()) && !workload.network().path().empty()) {
+  std::error_code unknown;  // a peer's path may be too long to be looked at
+  if (fs::exists(workload.network().path(), unknown)) {
     return Fail(ErrorCode::kRollBack, fmt::format("{} exists", workload.network().path()));
   }
 

@@ -11,11 +11,10 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <fstream>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "base/file.h"
 #include "base/process.h"
@@ -28,7 +27,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using testing::AllOf;
 using testing::HasSubstr;
-using testing::IsEmpty;
 
 constexpr milliseconds kLong{30'000};
 
@@ -57,14 +55,20 @@ class RunDirectoryTest : public testing::Test {
     EXPECT_TRUE(child) << child.error().message();
     return children_.emplace_back(std::move(*child));
   }
-  // Works on `path` for a while, as its command line says.
+  // One that lives for a while and names `path` on its command line: a program that lies there.
   base::Child& SpawnNaming(const fs::path& path, const std::string& seconds) {
-    return Spawn({.argv = {"sh", "-c", "sleep " + seconds + "; :", "fake-runc", path}});
+    fs::create_directories(path);
+    fs::copy_file("/bin/sleep", path / "fake-runc", fs::copy_options::skip_existing);
+    base::Child& child = Spawn({.argv = {path / "fake-runc", seconds}});
+    // For a moment after exec it has no command line yet.
+    const fs::path line = fs::path("/proc") / std::to_string(child.pid()) / "cmdline";
+    for (int i = 0; i < 10'000 && base::ReadFile(line).value_or("").empty(); ++i) ::usleep(1000);
+    return child;
   }
 
   fs::path base_;
   fs::path directory_;
-  std::vector<base::Child> children_;
+  std::deque<base::Child> children_;  // whose members stay where they are
 };
 
 TEST_F(RunDirectoryTest, RemovesFilesAndNothingElse) {
