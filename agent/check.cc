@@ -132,8 +132,8 @@ Feature PagemapScan() {
   const base::Result<base::UniqueFd> pagemap = base::Open("/proc/self/pagemap", O_RDONLY);
   PagemapScanArgument argument{.size = sizeof(argument)};
   // An empty range is refused or answered at once; only a kernel without the ioctl says ENOTTY.
-  const bool present = pagemap && (::ioctl(pagemap->get(), kPagemapScan, &argument) >= 0 ||
-                                   errno != ENOTTY);
+  const bool present =
+      pagemap && (::ioctl(pagemap->get(), kPagemapScan, &argument) >= 0 || errno != ENOTTY);
   return {"PAGEMAP_SCAN", present, false, present ? "present" : "missing (Linux 6.7)",
           "slower dumps, and no dirty tracking but by soft-dirty"};
 }

@@ -14,7 +14,8 @@ struct Feature {
   std::string lost;       // what is lost without it
 };
 
-// Looks at kernel, CRIU, runc, cgroups, capabilities and devices; runs `criu check`, a second or two.
+// Looks at kernel, CRIU, runc, cgroups, capabilities and devices; runs `criu check`, a second or
+// two.
 std::vector<Feature> CheckMachine();
 
 bool IsMigrationPossible(const std::vector<Feature>& features);

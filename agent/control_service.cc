@@ -133,7 +133,8 @@ grpc::Status ControlService::Migrate(grpc::ServerContext* context,
     if (!event) continue;
     if (!writer->Write(*event) || event->has_report()) return grpc::Status::OK;
   }
-  return {grpc::StatusCode::ABORTED, "waftd no longer reports on this migration: see `waft status`"};
+  return {grpc::StatusCode::ABORTED,
+          "waftd no longer reports on this migration: see `waft status`"};
 }
 
 grpc::Status ControlService::ListMigrations(grpc::ServerContext* /*context*/,
@@ -152,9 +153,9 @@ grpc::Status ControlService::ListMigrations(grpc::ServerContext* /*context*/,
     migration->set_changed_ms(ms(last.realtime_ns()));
     // Of a finished migration one wants to know which way it ended.
     const auto aborted = journal->Find(migration::State::kAborted);
-    migration->set_detail(aborted                                             ? "aborted: " + aborted->detail()
+    migration->set_detail(aborted ? "aborted: " + aborted->detail()
                           : journal->Find(migration::State::kCommitted) ? "committed"
-                                                                              : last.detail());
+                                                                        : last.detail());
   }
   std::sort(reply->mutable_migrations()->begin(), reply->mutable_migrations()->end(),
             [](const v1::Migration& a, const v1::Migration& b) {

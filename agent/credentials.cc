@@ -11,9 +11,8 @@ base::Result<Credentials> Credentials::Load(const std::filesystem::path& directo
   const auto read = [&directory](const char* name, std::string& into) -> base::Status {
     base::Result<std::string> text = base::ReadFile(directory / name);
     if (!text) {
-      return std::unexpected(text.error().WithContext(
-          fmt::format("no certificates in {} (make them with `waft cert init`)",
-                      directory.string())));
+      return std::unexpected(text.error().WithContext(fmt::format(
+          "no certificates in {} (make them with `waft cert init`)", directory.string())));
     }
     into = std::move(*text);
     return {};

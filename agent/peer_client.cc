@@ -205,9 +205,8 @@ base::Result<std::unique_ptr<migration::Peer>> ConnectPeer(const std::string& ta
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   const bool v6 = std::string_view(address.data()).find(':') != std::string_view::npos;
-  const std::string endpoint = fmt::format(v6 ? fmt::runtime("ipv6:[{}]:{}")
-                                              : fmt::runtime("ipv4:{}:{}"),
-                                           address.data(), parsed.port);
+  const std::string endpoint = fmt::format(
+      v6 ? fmt::runtime("ipv6:[{}]:{}") : fmt::runtime("ipv4:{}:{}"), address.data(), parsed.port);
   return std::make_unique<GrpcPeer>(
       target, parsed.host, address.data(),
       grpc::CreateCustomChannel(endpoint, grpc::SslCredentials(options), arguments));

@@ -56,10 +56,9 @@ std::string HostName() {
   return name.data();
 }
 
-base::Result<std::unique_ptr<grpc::Server>> Listen(const std::string& address,
-                                                   const std::shared_ptr<grpc::ServerCredentials>&
-                                                       credentials,
-                                                   grpc::Service& service) {
+base::Result<std::unique_ptr<grpc::Server>> Listen(
+    const std::string& address, const std::shared_ptr<grpc::ServerCredentials>& credentials,
+    grpc::Service& service) {
   grpc::ServerBuilder builder;
   int bound = -1;
   builder.AddListeningPort(address, credentials, &bound);
@@ -105,12 +104,12 @@ void Recover(const migration::Settings& settings, const Credentials& credentials
                        peer.error().message());
       continue;
     }
-    runner.Start([&source, journal = std::shared_ptr<migration::Journal>(std::move(journal)),
-                  peer = std::shared_ptr<migration::Peer>(std::move(*peer))](
-                     const std::stop_token& stop) {
-      base::LogIfError(source.Recover(*journal, *peer, stop),
-                       "recover " + journal->begin().migration_id());
-    });
+    runner.Start(
+        [&source, journal = std::shared_ptr<migration::Journal>(std::move(journal)),
+         peer = std::shared_ptr<migration::Peer>(std::move(*peer))](const std::stop_token& stop) {
+          base::LogIfError(source.Recover(*journal, *peer, stop),
+                           "recover " + journal->begin().migration_id());
+        });
   }
 }
 
@@ -172,12 +171,14 @@ int Main(int argc, char** argv) {
   bool check = false;
   bool json = false;
   CLI::App app(
-      "waftd moves running containers to other hosts and takes theirs. Run it as root on each host;\n"
+      "waftd moves running containers to other hosts and takes theirs. Run it as root on each "
+      "host;\n"
       "`waft` is the command line to it. WAFT_LOG=debug|info|warning|error sets what it logs.");
   app.set_version_flag("--version", WAFT_VERSION);
   app.add_option("--socket", options.socket, "Unix socket for `waft`")->capture_default_str();
   app.add_option("--tls-dir", options.tls_directory,
-                 "ca.crt, host.crt and host.key, from `waft cert init`")->capture_default_str();
+                 "ca.crt, host.crt and host.key, from `waft cert init`")
+      ->capture_default_str();
   app.add_option("--state-dir", options.state_directory, "Journals; must survive a reboot")
       ->capture_default_str();
   app.add_option("--run-dir", options.run_directory, "Images and sockets of running migrations")

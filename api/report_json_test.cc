@@ -16,8 +16,8 @@ TEST(ReportJsonTest, WhatAModeDoesNotHaveIsNull) {
   EXPECT_EQ(json["schema"], "waft.migration-report/1");
   EXPECT_EQ(json["outcome"], "failed");
   EXPECT_EQ(json["error"], "no room");
-  for (const char* field : {"downtime_ms", "preparation_ms", "resume_ms", "risk_window_ms", "phases",
-                            "memory", "faults"}) {
+  for (const char* field : {"downtime_ms", "preparation_ms", "resume_ms", "risk_window_ms",
+                            "phases", "memory", "faults"}) {
     ASSERT_TRUE(json.contains(field)) << field;
     EXPECT_TRUE(json[field].is_null()) << field;
   }

@@ -22,12 +22,11 @@ struct DumpResult {
 // frozen before and after. An error carries CRIU's own words; the tasks are frozen then too, unless
 // CRIU let them run, in which case they must be taken as running.
 //
-// A CRIU that has not ended after `timeout` may wait for good for a task that cannot be seized while
-// it is frozen (stopped by SIGSTOP, say). Then the tasks are thawed, which lets it end, and the dump
-// has failed.
+// A CRIU that has not ended after `timeout` may wait for good for a task that cannot be seized
+// while it is frozen (stopped by SIGSTOP, say). Then the tasks are thawed, which lets it end, and
+// the dump has failed.
 base::Result<DumpResult> Dump(const base::Command& checkpoint, const criu::Relay& relay,
                               base::Freezer& freezer, const std::filesystem::path& images,
-                              const std::filesystem::path& work,
-                              std::chrono::milliseconds timeout);
+                              const std::filesystem::path& work, std::chrono::milliseconds timeout);
 
 }  // namespace waft::checkpoint

@@ -35,14 +35,14 @@ constexpr int kProtocolMptcp = 262;  // IPPROTO_MPTCP, newer than our libc's hea
 
 // File systems whose content CRIU makes anew or carries itself.
 bool IsCarriedFileSystem(std::string_view type) {
-  static const std::set<std::string_view> kCarried = {"proc",   "sysfs",   "tmpfs",  "devpts",
+  static const std::set<std::string_view> kCarried = {"proc",   "sysfs",    "tmpfs",  "devpts",
                                                       "mqueue", "devtmpfs", "cgroup", "cgroup2"};
   return kCarried.contains(type);
 }
 
 bool IsBelow(const fs::path& path, const fs::path& directory) {
-  const auto [end, ignored] = std::mismatch(directory.begin(), directory.end(), path.begin(),
-                                            path.end());
+  const auto [end, ignored] =
+      std::mismatch(directory.begin(), directory.end(), path.begin(), path.end());
   return end == directory.end() || (std::next(end) == directory.end() && end->empty());
 }
 
@@ -86,8 +86,7 @@ class TaskPaths {
 
 // The mount an open descriptor came through: fdinfo's mnt_id.
 int MountIdOf(pid_t pid, int fd) {
-  const base::Result<std::string> info =
-      base::ReadFile(fmt::format("/proc/{}/fdinfo/{}", pid, fd));
+  const base::Result<std::string> info = base::ReadFile(fmt::format("/proc/{}/fdinfo/{}", pid, fd));
   int id = -1;
   if (!info) return id;
   if (const size_t at = info->find("mnt_id:"); at != std::string::npos) {
@@ -134,8 +133,8 @@ class Examiner {
     const base::Result<std::string> rollup =
         base::ReadFile(fmt::format("/proc/{}/smaps_rollup", pid));
     const uint64_t shared = rollup ? RollupBytes(*rollup, "Pss_Shmem:") : status.rss_shmem_bytes;
-    result_.memory_bytes += status.rss_anon_bytes + shared + status.swap_bytes +
-                            status.hugetlb_bytes;
+    result_.memory_bytes +=
+        status.rss_anon_bytes + shared + status.swap_bytes + status.hugetlb_bytes;
 
     WAFT_ASSIGN(std::vector<base::MountInfo> mounts, base::ReadMountInfo(pid));
     const TaskPaths paths(std::move(mounts), host_);
@@ -156,7 +155,7 @@ class Examiner {
 
   base::Result<Examination> Finish() {
     for (const fs::path& path : wanted_) {
-      struct stat info {};
+      struct stat info{};
       if (::stat(path.c_str(), &info) != 0) {
         Refuse("{} is in use but cannot be found under that path", path.string());
         continue;
@@ -192,7 +191,7 @@ class Examiner {
     for (const base::MountInfo& mount : paths.mounts()) {
       if (mount.fs_type != "tmpfs") continue;
       const fs::path seen = fmt::format("/proc/{}/root{}", init_, mount.mount_point.string());
-      struct statvfs info {};
+      struct statvfs info{};
       if (::statvfs(seen.c_str(), &info) == 0) {
         result_.image_bytes += (info.f_blocks - info.f_bfree) * info.f_frsize;
       }
@@ -219,7 +218,7 @@ class Examiner {
 
   static std::string FileRefusal(pid_t pid, const base::FdInfo& fd, const TaskPaths& paths) {
     const fs::path seen = fmt::format("/proc/{}/fd/{}", pid, fd.fd);
-    struct stat info {};
+    struct stat info{};
     if (::stat(seen.c_str(), &info) != 0) return "";
     if (S_ISCHR(info.st_mode)) {
       // /dev/{null,zero,full,random,urandom}, ttys and tun: criu/files.c, dump_chrdev().
@@ -273,8 +272,8 @@ std::string DescriptorRefusal(const std::string& target) {
   if (!target.starts_with(kAnonymous)) return "";
   std::string_view kind = std::string_view(target).substr(kAnonymous.size());
   if (kind.starts_with('[') && kind.ends_with(']')) kind = kind.substr(1, kind.size() - 2);
-  static const std::set<std::string_view> kDumped = {"eventfd",  "eventpoll", "signalfd", "timerfd",
-                                                     "inotify",  "fanotify",  "pidfd"};
+  static const std::set<std::string_view> kDumped = {"eventfd", "eventpoll", "signalfd", "timerfd",
+                                                     "inotify", "fanotify",  "pidfd"};
   if (kDumped.contains(kind)) return "";
   static const std::map<std::string_view, std::string_view> kAdvice = {
       {"io_uring", "run it with io_uring switched off"},
@@ -299,8 +298,8 @@ std::string SocketRefusal(int domain, int type, int protocol) {
     return fmt::format("a socket of protocol {}, which CRIU cannot dump", protocol);
   }
   static const std::map<int, std::string_view> kFamilies = {
-      {AF_VSOCK, "AF_VSOCK"}, {AF_ALG, "AF_ALG"}, {AF_XDP, "AF_XDP"}, {AF_TIPC, "AF_TIPC"},
-      {AF_CAN, "AF_CAN"},     {AF_RDS, "AF_RDS"}};
+      {AF_VSOCK, "AF_VSOCK"}, {AF_ALG, "AF_ALG"}, {AF_XDP, "AF_XDP"},
+      {AF_TIPC, "AF_TIPC"},   {AF_CAN, "AF_CAN"}, {AF_RDS, "AF_RDS"}};
   const auto family = kFamilies.find(domain);
   return fmt::format("an {} socket, which CRIU cannot dump",
                      family == kFamilies.end() ? fmt::format("address family {}", domain)

@@ -25,13 +25,13 @@ struct Examination {
   std::vector<std::string> refusals;
   // Every regular file open or mapped and every directory stood in or bound, by host path.
   std::vector<v1::FileFact> files;
-  uint32_t tasks = 0;          // threads
-  uint64_t memory_bytes = 0;   // anonymous, shared, swapped and huge pages
-  uint64_t image_bytes = 0;    // upper estimate of what a dump writes: memory, tmpfs, CRIU's own
+  uint32_t tasks = 0;         // threads
+  uint64_t memory_bytes = 0;  // anonymous, shared, swapped and huge pages
+  uint64_t image_bytes = 0;   // upper estimate of what a dump writes: memory, tmpfs, CRIU's own
 };
 
-// Reads /proc of the running tasks `pids`, of which `init` is the root; takes as long as hashing the
-// files does. A task that ends meanwhile is left out.
+// Reads /proc of the running tasks `pids`, of which `init` is the root; takes as long as hashing
+// the files does. A task that ends meanwhile is left out.
 base::Result<Examination> Examine(pid_t init, const std::vector<pid_t>& pids,
                                   const HostPaths& paths);
 

@@ -51,8 +51,8 @@ base::Result<base::RunResult> RunCriu(std::vector<std::string> arguments) {
   WAFT_ASSIGN(base::RunResult result, base::RunFor({.argv = arguments}, kToolTimeout));
   if (!result.exit.Ok()) {
     const std::string& words = result.err.empty() ? result.out : result.err;
-    return Fail(ErrorCode::kUnsupported,
-                fmt::format("{}: {}: {}", fmt::join(arguments, " "), result.exit.ToString(), words));
+    return Fail(ErrorCode::kUnsupported, fmt::format("{}: {}: {}", fmt::join(arguments, " "),
+                                                     result.exit.ToString(), words));
   }
   return result;
 }

@@ -14,7 +14,8 @@ std::filesystem::path CriuPath();
 // "4.2.1", from `criu --version`.
 base::Result<std::string> Version();
 
-// At least 4.2: 4.1 cannot dump TCP sockets on Linux >= 6.16 (SO_PASSCRED), 3.17 does not start there.
+// At least 4.2: 4.1 cannot dump TCP sockets on Linux >= 6.16 (SO_PASSCRED), 3.17 does not start
+// there.
 bool VersionIsEnough(const std::string& version);
 
 // `criu check`: an error with CRIU's own words where this kernel lacks what CRIU needs.

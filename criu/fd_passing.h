@@ -1,6 +1,7 @@
 #pragma once
 
-// One descriptor in one message over a unix socket. Header-only and libc-only: the stub uses it too.
+// One descriptor in one message over a unix socket. Header-only and libc-only: the stub uses it
+// too.
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -13,8 +14,8 @@ inline bool SendFd(int socket, int fd) {
   char byte = 0;
   iovec data{&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{.msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
-                 .msg_controllen = sizeof(control)};
+  msghdr message{
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
   cmsghdr* header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
@@ -28,8 +29,8 @@ inline int ReceiveFd(int socket) {
   char byte = 0;
   iovec data{&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{.msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
-                 .msg_controllen = sizeof(control)};
+  msghdr message{
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
   ssize_t got = 0;
   do {
     got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);

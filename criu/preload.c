@@ -2,9 +2,12 @@
 //
 // CRIU reads the limits of each task with syscall(SYS_prlimit64, pid, resource, NULL, &old)
 // (criu/parasite-syscall.c, criu/cr-dump.c). Without CAP_SYS_RESOURCE the kernel refuses that for a
-// task of another uid, and CRIU then refuses to dump it. /proc/PID/limits holds the same figures and
-// needs no more than CRIU has, so a refused read is answered from there. A write is never touched.
+// task of another uid, and CRIU then refuses to dump it. /proc/PID/limits holds the same figures
+// and needs no more than CRIU has, so a refused read is answered from there. A write is never
+// touched.
 #define _GNU_SOURCE
+#include "criu/preload.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
@@ -15,8 +18,6 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 
-#include "criu/preload.h"
-
 struct LimitName {
   int resource;
   const char* name;
@@ -24,14 +25,22 @@ struct LimitName {
 
 // The names in fs/proc/base.c, lnames[].
 static const struct LimitName kLimitNames[] = {
-    {RLIMIT_CPU, "Max cpu time"},           {RLIMIT_FSIZE, "Max file size"},
-    {RLIMIT_DATA, "Max data size"},         {RLIMIT_STACK, "Max stack size"},
-    {RLIMIT_CORE, "Max core file size"},    {RLIMIT_RSS, "Max resident set"},
-    {RLIMIT_NPROC, "Max processes"},        {RLIMIT_NOFILE, "Max open files"},
-    {RLIMIT_MEMLOCK, "Max locked memory"},  {RLIMIT_AS, "Max address space"},
-    {RLIMIT_LOCKS, "Max file locks"},       {RLIMIT_SIGPENDING, "Max pending signals"},
-    {RLIMIT_MSGQUEUE, "Max msgqueue size"}, {RLIMIT_NICE, "Max nice priority"},
-    {RLIMIT_RTPRIO, "Max realtime priority"}, {RLIMIT_RTTIME, "Max realtime timeout"},
+    {RLIMIT_CPU, "Max cpu time"},
+    {RLIMIT_FSIZE, "Max file size"},
+    {RLIMIT_DATA, "Max data size"},
+    {RLIMIT_STACK, "Max stack size"},
+    {RLIMIT_CORE, "Max core file size"},
+    {RLIMIT_RSS, "Max resident set"},
+    {RLIMIT_NPROC, "Max processes"},
+    {RLIMIT_NOFILE, "Max open files"},
+    {RLIMIT_MEMLOCK, "Max locked memory"},
+    {RLIMIT_AS, "Max address space"},
+    {RLIMIT_LOCKS, "Max file locks"},
+    {RLIMIT_SIGPENDING, "Max pending signals"},
+    {RLIMIT_MSGQUEUE, "Max msgqueue size"},
+    {RLIMIT_NICE, "Max nice priority"},
+    {RLIMIT_RTPRIO, "Max realtime priority"},
+    {RLIMIT_RTTIME, "Max realtime timeout"},
 };
 
 static rlim_t ParseLimit(const char* word) {

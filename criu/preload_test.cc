@@ -277,6 +277,7 @@ int Helper(const std::vector<std::string>& what) {
     const int fd = ::memfd_create("six", MFD_CLOEXEC);
     if (::pwrite(fd, second.data(), second.size(), 4096) != 4096) return 1;
     const long at = ::syscall(SYS_mmap, nullptr, 4096, PROT_READ, MAP_PRIVATE, fd, 4096);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): what syscall() gives is a number
     if (at != -1) result = std::memcmp(reinterpret_cast<void*>(at), second.data(), 4096);
   }
   const int error = errno;

@@ -54,7 +54,9 @@ bool Receive(int socket, Message& message) {
   message.bytes.resize(static_cast<size_t>(length));
   iovec data{message.bytes.data(), message.bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxFdsPerMessage)> control{};
-  msghdr header{.msg_iov = &data, .msg_iovlen = 1, .msg_control = control.data(),
+  msghdr header{.msg_iov = &data,
+                .msg_iovlen = 1,
+                .msg_control = control.data(),
                 .msg_controllen = control.size()};
   ssize_t got = 0;
   do {
@@ -99,8 +101,9 @@ bool Send(int socket, const Message& message, int stop) {
   return sent == static_cast<ssize_t>(message.bytes.size());
 }
 
-// CRIU opens images_dir_fd and its like as /proc/PEER/fd/N (criu/cr-service.c, setup_opts_from_req).
-// Its peer is us, so runc's descriptor gets a number in our table, kept open in `held`.
+// CRIU opens images_dir_fd and its like as /proc/PEER/fd/N (criu/cr-service.c,
+// setup_opts_from_req). Its peer is us, so runc's descriptor gets a number in our table, kept open
+// in `held`.
 bool Reopen(pid_t runc, int& fd, std::vector<UniqueFd>& held) {
   UniqueFd ours(::open(fmt::format("/proc/{}/fd/{}", runc, fd).c_str(), O_RDONLY | O_CLOEXEC));
   if (!ours) return false;
@@ -153,7 +156,7 @@ base::Result<std::unique_ptr<Relay>> Relay::Start(const fs::path& directory,
                       fmt::format("{} is too long for a unix socket: use a shorter --run-dir",
                                   socket_path.string()));
   }
-  std::strcpy(address.sun_path, socket_path.c_str());
+  socket_path.native().copy(address.sun_path, sizeof(address.sun_path) - 1);
   relay->listener_.reset(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   ::unlink(socket_path.c_str());
   if (!relay->listener_ ||

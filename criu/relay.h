@@ -24,8 +24,9 @@ struct Notification {
 // Called on the relay's thread before runc hears of it; CRIU waits meanwhile.
 using NotifyHook = std::function<void(const Notification&)>;
 
-// Stands between one runc and the CRIUs it starts, on a thread of its own. Owns a directory with the
-// socket and the `criu` that runc finds. Messages pass as they are but for what README.md names.
+// Stands between one runc and the CRIUs it starts, on a thread of its own. Owns a directory with
+// the socket and the `criu` that runc finds. Messages pass as they are but for what README.md
+// names.
 class Relay {
  public:
   // `directory` is created and belongs to the relay. `waft-criu` and the preload library are looked

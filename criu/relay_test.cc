@@ -280,7 +280,7 @@ TEST_F(RelayTest, MessagesPassByteForByteBothWays) {
   answer.mutable_version()->set_major_number(4);
   answer.mutable_version()->set_minor_number(2);
   answer.mutable_unknown_fields()->AddLengthDelimited(4001, std::string("\0later", 6));
-  const std::string no_protobuf("\xff\xff\0 no protobuf", 16);
+  const std::string no_protobuf = std::string("\xff\xff\0", 3) + " no protobuf";
   for (const std::string& message :
        {version.SerializeAsString(), Request(PRE_DUMP).SerializeAsString(),
         Request(CPUINFO_CHECK).SerializeAsString(), no_protobuf, std::string(1, '\0')}) {

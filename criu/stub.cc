@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 
 #include "criu/fd_passing.h"
@@ -21,12 +22,14 @@ int Complain(const char* what) {
 }
 
 // Gives runc's socket to the relay, and puts CRIU's end of the relay in its place.
-int JoinRelay(const char* relay, int runc_fd) {
+int JoinRelay(const std::string& relay, int runc_fd) {
   const int control = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (control < 0) return Complain("socket");
   sockaddr_un address{.sun_family = AF_UNIX};
-  if (std::strlen(relay) >= sizeof(address.sun_path)) return Complain("the relay's path is too long");
-  std::strcpy(address.sun_path, relay);
+  if (relay.size() >= sizeof(address.sun_path)) {
+    return Complain("the relay's path is too long");
+  }
+  relay.copy(address.sun_path, relay.size());
   if (::connect(control, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return Complain("connect to the relay (is waftd still there?)");
   }
@@ -39,8 +42,13 @@ int JoinRelay(const char* relay, int runc_fd) {
   return 0;
 }
 
-// CRIU has tar compress the content of tmpfs mounts (criu/filesystems.c, tmpfs_dump()), with the tasks
-// frozen; gzip's 20 to 50 MB/s would be most of the downtime. Both directions copy instead.
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// CRIU has tar compress the content of tmpfs mounts (criu/filesystems.c, tmpfs_dump()), with the
+// tasks frozen; gzip's 20 to 50 MB/s would be most of the downtime. Both directions copy instead.
 int Copy() {
   std::array<char, 256 << 10> buffer;
   for (;;) {
@@ -60,18 +68,18 @@ int Copy() {
 
 int main(int argc, char** argv) {
   if (std::string_view(argv[0]).ends_with("gzip")) return Copy();
-  const char* criu = std::getenv("WAFT_CRIU");
-  const char* relay = std::getenv("WAFT_CRIU_RELAY");
-  const char* preload = std::getenv("WAFT_CRIU_PRELOAD");
-  if (criu == nullptr || relay == nullptr || preload == nullptr) {
+  std::string criu = Environment("WAFT_CRIU");
+  const std::string relay = Environment("WAFT_CRIU_RELAY");
+  const std::string preload = Environment("WAFT_CRIU_PRELOAD");
+  if (criu.empty() || relay.empty() || preload.empty()) {
     std::fprintf(stderr, "waft-criu is run by waftd in CRIU's place; use criu itself\n");
     return 2;
   }
   if (argc == 3 && std::strcmp(argv[1], "swrk") == 0) {
     if (const int failed = JoinRelay(relay, std::atoi(argv[2])); failed != 0) return failed;
   }
-  ::setenv("LD_PRELOAD", preload, 1);
-  argv[0] = const_cast<char*>(criu);
-  ::execv(criu, argv);
+  ::setenv("LD_PRELOAD", preload.c_str(), 1);
+  argv[0] = criu.data();
+  ::execv(criu.c_str(), argv);
   return Complain("exec CRIU");
 }

@@ -27,14 +27,15 @@ using base::ErrorCode;
 using base::Fail;
 namespace {
 
-// The source sends Handover after our Done, so this is only for a source that does not keep to that.
+// The source sends Handover after our Done, so this is only for a source that does not keep to
+// that.
 constexpr std::chrono::seconds kReceiveTimeout{30};
 constexpr std::chrono::seconds kKillTimeout{20};
 constexpr std::chrono::seconds kOrphanTimeout{60};
 // Repeats of the announcement, in case the first is lost: 50 to 550 ms after it, as QEMU does.
-constexpr std::array kAnnouncePauses{
-    std::chrono::milliseconds(50), std::chrono::milliseconds(100), std::chrono::milliseconds(150),
-    std::chrono::milliseconds(250)};
+constexpr std::array kAnnouncePauses{std::chrono::milliseconds(50), std::chrono::milliseconds(100),
+                                     std::chrono::milliseconds(150),
+                                     std::chrono::milliseconds(250)};
 
 // Removes every trace of a workload that was not committed here.
 base::Status RemoveWorkload(const engine::Runc& runc, const std::string& id,
@@ -132,8 +133,8 @@ base::Result<std::unique_ptr<Incoming>> Destination::Prepare(const v1::Prepare& 
   fs::create_directories(made.directory / "work", error);
   WAFT_ASSIGN(made.network, netns::PreparedNetwork::Prepare(workload.network()));
   WAFT_ASSIGN(const transfer::Token token, transfer::NewToken());
-  WAFT_ASSIGN(made.reception, listener_.Expect(made.id, token, made.images->path(),
-                                               workload.image_bytes()));
+  WAFT_ASSIGN(made.reception,
+              listener_.Expect(made.id, token, made.images->path(), workload.image_bytes()));
   reply->set_data_port(listener_.port());
   reply->set_token(token.data(), token.size());
   return incoming;
@@ -199,8 +200,7 @@ Incoming::~Incoming() {
   if (!IsDecided(parts_->journal->state())) Abort("the source ended the migration");
 }
 
-base::Status Incoming::Complete(const v1::Handover& handover,
-                                const std::function<void()>& on_ready,
+base::Status Incoming::Complete(const v1::Handover& handover, const std::function<void()>& on_ready,
                                 const std::function<void(const v1::Committed&)>& on_committed) {
   const base::Result<v1::Committed> committed = RestoreAndCommit(handover, on_ready);
   if (!committed) {
@@ -234,10 +234,10 @@ base::Result<v1::Committed> Incoming::RestoreAndCommit(const v1::Handover& hando
   record.set_restore_started_ns(base::RealtimeNs());
   const fs::path work = parts_->directory / "work";
   WAFT_ASSIGN(base::Freezer freezer,
-              restore::RestoreFrozen(
-                  destination_.runc_.RestoreCommand(parts_->workload.id(), parts_->workload.bundle(),
-                                                    parts_->images->path(), work),
-                  work, destination_.settings_.programs));
+              restore::RestoreFrozen(destination_.runc_.RestoreCommand(
+                                         parts_->workload.id(), parts_->workload.bundle(),
+                                         parts_->images->path(), work),
+                                     work, destination_.settings_.programs));
   record.set_ready_ns(base::RealtimeNs());
   WAFT_TRY(parts_->journal->Advance(State::kReady));
   on_ready();
@@ -266,8 +266,10 @@ void Incoming::Abort(const std::string& reason) {
   Parts& parts = *parts_;
   base::LogWarning("{}: '{}' aborted: {}", parts.id, parts.workload.id(), reason);
   if (parts.reception) parts.reception->Cancel();
-  if (const base::Status journalled = parts.journal->Advance(State::kAborted, reason); !journalled) {
-    // Undecided on disk, so nobody may take it as aborted: recovery decides when waftd starts again.
+  if (const base::Status journalled = parts.journal->Advance(State::kAborted, reason);
+      !journalled) {
+    // Undecided on disk, so nobody may take it as aborted: recovery decides when waftd starts
+    // again.
     base::LogWarning("{}: cannot journal ABORT: {}", parts.id, journalled.error().message());
     return;
   }

@@ -22,16 +22,15 @@ class Incoming;
 // answers for what was decided. Thread-safe.
 class Destination {
  public:
-  Destination(const Settings& settings, const engine::Runc& runc,
-              transfer::ImageListener& listener, Claims& claims)
+  Destination(const Settings& settings, const engine::Runc& runc, transfer::ImageListener& listener,
+              Claims& claims)
       : settings_(settings), runc_(runc), listener_(listener), claims_(claims) {}
 
   // Everything against it; nothing is touched. Takes as long as hashing the workload's files does.
   v1::PreflightReply Preflight(const v1::PreflightRequest& request);
 
   // Makes room: journal, image tmpfs, network namespace, an expected data stream.
-  base::Result<std::unique_ptr<Incoming>> Prepare(const v1::Prepare& request,
-                                                  v1::Prepared* reply);
+  base::Result<std::unique_ptr<Incoming>> Prepare(const v1::Prepare& request, v1::Prepared* reply);
 
   // What was decided. An id never heard of is decided now: aborted, for good.
   base::Result<v1::OutcomeReply> Outcome(const std::string& migration_id);
@@ -58,8 +57,8 @@ class Incoming {
   Incoming& operator=(const Incoming&) = delete;
 
   // After the source's Handover. Restores, decides and resumes; `on_ready` and `on_committed` are
-  // called as that happens, the latter with the workload running. Returns when this host is tidy. An
-  // error means it is aborted and journalled so.
+  // called as that happens, the latter with the workload running. Returns when this host is tidy.
+  // An error means it is aborted and journalled so.
   base::Status Complete(const v1::Handover& handover, const std::function<void()>& on_ready,
                         const std::function<void(const v1::Committed&)>& on_committed);
 

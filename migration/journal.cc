@@ -117,8 +117,8 @@ base::Result<std::unique_ptr<Journal>> Journal::Open(const fs::path& path) {
     return Fail(ErrorCode::kDataLoss, fmt::format("{} holds no whole record", path.string()));
   }
   if (HoldsARecord(rest)) {
-    return Fail(ErrorCode::kDataLoss,
-                fmt::format("{} is damaged after byte {}", path.string(), bytes.size() - rest.size()));
+    return Fail(ErrorCode::kDataLoss, fmt::format("{} is damaged after byte {}", path.string(),
+                                                  bytes.size() - rest.size()));
   }
   journal->begin_ = journal->records_.front().begin();
   journal->role_ =
@@ -147,7 +147,8 @@ std::vector<std::unique_ptr<Journal>> Journal::OpenAll(const fs::path& directory
 base::Status Journal::Append(const v1::JournalRecord& record) {
   v1::JournalRecord stamped = record;
   stamped.set_realtime_ns(base::RealtimeNs());
-  if (torn_ && ::ftruncate(fd_.get(), good_bytes_) != 0) return base::FailErrno("truncate a journal");
+  if (torn_ && ::ftruncate(fd_.get(), good_bytes_) != 0)
+    return base::FailErrno("truncate a journal");
   if (::lseek(fd_.get(), good_bytes_, SEEK_SET) != good_bytes_) return base::FailErrno("lseek");
   const std::string frame = Frame(stamped);
   torn_ = true;

@@ -16,10 +16,10 @@
 
 namespace waft::migration {
 
-// One side's record of one migration, a file DIRECTORY/ID.ROLE of records, each {u32 length, u32 XXH32,
-// protobuf v1::JournalRecord}, little endian. A record is on disk (fdatasync) when a call returns. A
-// torn last record, as a crash or a full disk leaves it, counts as not written: reading passes over
-// it, and the next record takes its place. Thread-safe.
+// One side's record of one migration, a file DIRECTORY/ID.ROLE of records, each {u32 length, u32
+// XXH32, protobuf v1::JournalRecord}, little endian. A record is on disk (fdatasync) when a call
+// returns. A torn last record, as a crash or a full disk leaves it, counts as not written: reading
+// passes over it, and the next record takes its place. Thread-safe.
 class Journal {
  public:
   // A new journal in state kOffered. An id that has one already is an error.

@@ -9,14 +9,14 @@
 
 namespace waft::migration {
 
-// One migration's conversation with its destination. While Handover() has not been called, destroying
-// the session aborts the migration there.
+// One migration's conversation with its destination. While Handover() has not been called,
+// destroying the session aborts the migration there.
 class PeerSession {
  public:
   virtual ~PeerSession() = default;
   virtual base::Result<v1::Prepared> Prepare(const v1::Prepare& request) = 0;
-  // Blocks until the destination has decided: `committed` or `aborted` is set in the reply. An error
-  // says nothing of what it decides: the source is in doubt.
+  // Blocks until the destination has decided: `committed` or `aborted` is set in the reply. An
+  // error says nothing of what it decides: the source is in doubt.
   virtual base::Result<v1::SessionReply> Handover(const v1::Handover& request,
                                                   const std::function<void()>& on_ready) = 0;
 };

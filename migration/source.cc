@@ -203,7 +203,8 @@ class Source::Attempt {
       why = "it shares the host's network: give it a network namespace with a path";
     }
     if (why.empty()) return {};
-    return Fail(ErrorCode::kUnsupported, fmt::format("'{}' cannot be moved: {}", container_.id, why));
+    return Fail(ErrorCode::kUnsupported,
+                fmt::format("'{}' cannot be moved: {}", container_.id, why));
   }
 
   base::Status Examine(const engine::Bundle& bundle, const base::Freezer& freezer,
@@ -262,9 +263,10 @@ class Source::Attempt {
     WAFT_TRY(base::FaultPoint("source-frozen"));
 
     Tell("dumping");
-    WAFT_ASSIGN(dump_, checkpoint::Dump(
-                           source_.runc_.CheckpointCommand(container_.id, Images(), Work()), *relay_,
-                           copy_->freezer(), Images(), Work(), DumpTimeout(spec_.image_bytes())));
+    WAFT_ASSIGN(
+        dump_,
+        checkpoint::Dump(source_.runc_.CheckpointCommand(container_.id, Images(), Work()), *relay_,
+                         copy_->freezer(), Images(), Work(), DumpTimeout(spec_.image_bytes())));
     const int64_t dumped_ns = RealtimeNs();
 
     WAFT_ASSIGN(const transfer::SendSummary sent,
@@ -293,9 +295,8 @@ class Source::Attempt {
     v1::Handover handover;
     handover.set_files(dump_.files);
     handover.set_bytes(dump_.bytes);
-    const base::Result<v1::SessionReply> reply = session_->Handover(handover, [this] {
-      Tell(fmt::format("{} is ready", peer_.name()));
-    });
+    const base::Result<v1::SessionReply> reply =
+        session_->Handover(handover, [this] { Tell(fmt::format("{} is ready", peer_.name())); });
     if (reply && reply->has_committed()) return Commit(reply->committed());
     if (reply) return Abort(reply->aborted().reason());
 
@@ -307,13 +308,15 @@ class Source::Attempt {
         AskOutcome(peer_, id(), stop_, [&](const std::string& why) {
           Tell(fmt::format("in doubt, asking {}: {}", peer_.name(), why));
           if (reported.Passed() && !told_) {
-            Finish(v1::IN_DOUBT, fmt::format("lost {} after PREPARED ({}); the workload stays frozen "
-                                             "here until {} says what it decided",
-                                             peer_.name(), lost, peer_.name()));
+            Finish(v1::IN_DOUBT,
+                   fmt::format("lost {} after PREPARED ({}); the workload stays frozen "
+                               "here until {} says what it decided",
+                               peer_.name(), lost, peer_.name()));
           }
         });
     if (!outcome) {
-      Finish(v1::IN_DOUBT, "waftd was stopped while in doubt; it goes on asking when started again");
+      Finish(v1::IN_DOUBT,
+             "waftd was stopped while in doubt; it goes on asking when started again");
     } else if (outcome->decision() == v1::OutcomeReply::COMMIT) {
       Commit(outcome->committed());
     } else {

@@ -11,9 +11,9 @@
 
 namespace waft::migration {
 
-// The source's copy of a workload from the freeze on. It is one of three: running, held (frozen, its
-// link cut) or released (gone). Destroying the object changes nothing: who may do which is the state
-// machine's to say.
+// The source's copy of a workload from the freeze on. It is one of three: running, held (frozen,
+// its link cut) or released (gone). Destroying the object changes nothing: who may do which is the
+// state machine's to say.
 class SourceCopy {
  public:
   // For a workload that runs, before the freeze: opens all that the window of downtime needs.
@@ -27,8 +27,8 @@ class SourceCopy {
   // Running again, reachable again.
   base::Status Resume();
   // Gone from this host: tasks, container, cgroup, network namespace. The link is cut before the
-  // first task dies and stays so, since a dying task's sockets say goodbye for connections that live
-  // on elsewhere (fact 6). Can be repeated.
+  // first task dies and stays so, since a dying task's sockets say goodbye for connections that
+  // live on elsewhere (fact 6). Can be repeated.
   base::Status Release();
 
  private:

@@ -48,9 +48,9 @@ constexpr std::array kNames{
 std::span<const Transition> Transitions() { return kTransitions; }
 
 const Transition* FindTransition(Role role, State from, State to) {
-  const auto at = std::find_if(kTransitions.begin(), kTransitions.end(), [&](const Transition& row) {
-    return row.role == role && row.from == from && row.to == to;
-  });
+  const auto at = std::find_if(
+      kTransitions.begin(), kTransitions.end(),
+      [&](const Transition& row) { return row.role == role && row.from == from && row.to == to; });
   return at == kTransitions.end() ? nullptr : &*at;
 }
 

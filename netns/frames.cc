@@ -67,9 +67,9 @@ Frame NeighbourMessage(uint8_t type, uint32_t flags, const Mac& mac, const IpAdd
   const Mac group_mac{0x33,           0x33, group.bytes[12], group.bytes[13], group.bytes[14],
                       group.bytes[15]};
   layout.ethernet = EthernetHeader(group_mac, mac, ETHERTYPE_IPV6);
-  constexpr size_t payload_bytes = sizeof(NeighbourFrame) - offsetof(NeighbourFrame, message);
+  constexpr size_t kPayloadBytes = sizeof(NeighbourFrame) - offsetof(NeighbourFrame, message);
   layout.ip.ip6_flow = htonl(6U << 28);
-  layout.ip.ip6_plen = htons(payload_bytes);
+  layout.ip.ip6_plen = htons(kPayloadBytes);
   layout.ip.ip6_nxt = IPPROTO_ICMPV6;
   layout.ip.ip6_hlim = kNeighbourHopLimit;
   std::memcpy(&layout.ip.ip6_src, sender.bytes.data(), sizeof(in6_addr));

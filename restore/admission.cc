@@ -15,7 +15,7 @@ namespace {
 uint64_t Mib(uint64_t bytes) { return (bytes >> 20) + (bytes % (1 << 20) != 0 ? 1 : 0); }
 
 std::string FileObjection(const v1::FileFact& file) {
-  struct stat info {};
+  struct stat info{};
   if (::stat(file.path().c_str(), &info) != 0) {
     return fmt::format("{} is missing here: put it there as it is at the source", file.path());
   }
@@ -54,8 +54,8 @@ std::vector<std::string> FactObjections(const v1::HostFacts& source) {
   utsname name{};
   ::uname(&name);
   if (source.architecture() != name.machine) {
-    objections.push_back(fmt::format("this host is {}, the source {}", name.machine,
-                                     source.architecture()));
+    objections.push_back(
+        fmt::format("this host is {}, the source {}", name.machine, source.architecture()));
     return objections;
   }
   if (source.page_size() != static_cast<uint64_t>(::sysconf(_SC_PAGESIZE))) {
@@ -67,15 +67,15 @@ std::vector<std::string> FactObjections(const v1::HostFacts& source) {
     return objections;
   }
   if (!criu::VersionIsEnough(*version)) {
-    objections.push_back(fmt::format("CRIU here is {}, waft needs 4.2: run scripts/setup",
-                                     *version));
+    objections.push_back(
+        fmt::format("CRIU here is {}, waft needs 4.2: run scripts/setup", *version));
   }
   if (const base::Status check = criu::Check(); !check) {
     objections.push_back(check.error().message());
   }
   if (const base::Status cpu = criu::CheckCpuinfo(source.cpuinfo_image()); !cpu) {
-    objections.push_back(fmt::format("this CPU lacks what the source's has: {}",
-                                     cpu.error().message()));
+    objections.push_back(
+        fmt::format("this CPU lacks what the source's has: {}", cpu.error().message()));
   }
   return objections;
 }
@@ -94,9 +94,9 @@ std::vector<std::string> RoomObjections(const v1::WorkloadSpec& workload,
                                         uint64_t image_room_bytes) {
   std::vector<std::string> objections;
   if (workload.image_bytes() > image_room_bytes) {
-    objections.push_back(
-        fmt::format("the image set may take {} MiB, this host gives {} MiB (waftd --image-room-mib)",
-                    Mib(workload.image_bytes()), Mib(image_room_bytes)));
+    objections.push_back(fmt::format(
+        "the image set may take {} MiB, this host gives {} MiB (waftd --image-room-mib)",
+        Mib(workload.image_bytes()), Mib(image_room_bytes)));
   }
   const base::Result<uint64_t> available = base::AvailableMemoryBytes();
   if (!available) {
@@ -106,10 +106,10 @@ std::vector<std::string> RoomObjections(const v1::WorkloadSpec& workload,
   // Not by their sum, which a peer can make overflow.
   if (workload.memory_bytes() > *available ||
       workload.image_bytes() > *available - workload.memory_bytes()) {
-    objections.push_back(fmt::format("needs {} MiB of memory for its tasks and {} for its images, {} "
-                                     "MiB are available here",
-                                     Mib(workload.memory_bytes()), Mib(workload.image_bytes()),
-                                     Mib(*available)));
+    objections.push_back(
+        fmt::format("needs {} MiB of memory for its tasks and {} for its images, {} "
+                    "MiB are available here",
+                    Mib(workload.memory_bytes()), Mib(workload.image_bytes()), Mib(*available)));
   }
   return objections;
 }
