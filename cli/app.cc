@@ -44,7 +44,7 @@ Exit codes:
 
 constexpr const char* kMigrateFooter = R"(Examples:
   waft migrate web --to beta
-  waft migrate web --to beta:7071 --json > report.json
+  waft migrate web --to beta:7420 --json > report.json
 
 The migration belongs to waftd: Ctrl-C ends the watching, not the migration
 (exit code 3), and `waft status` shows how it goes on.
@@ -98,7 +98,7 @@ std::string CheckDestination(const std::string& text) {
   if (rest.empty()) return "";
   rest.remove_prefix(1);
   if (!bracketed && rest.find(':') != std::string_view::npos) {
-    return wrong("write an IPv6 address in brackets, such as [fd00::2]:7071");
+    return wrong("write an IPv6 address in brackets, such as [fd00::2]:7420");
   }
   int port = 0;
   const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), port);

@@ -170,10 +170,10 @@ TEST_F(AppTest, ACompletedMigrationIsReported) {
     seen = request;
     return answer(context, request, writer);
   };
-  const RunResult result = Run({"migrate", "web", "--to", "beta:7071"});
+  const RunResult result = Run({"migrate", "web", "--to", "beta:7420"});
   EXPECT_EQ(result.exit.code, 0) << result.err;
   EXPECT_EQ(seen.workload(), "web");
-  EXPECT_EQ(seen.destination(), "beta:7071");
+  EXPECT_EQ(seen.destination(), "beta:7420");
   EXPECT_EQ(seen.mode(), "stop");
   EXPECT_THAT(result.out, StartsWith("web now runs on beta.\n"));
   EXPECT_THAT(result.out, HasSubstr("48.2 ms"));
@@ -366,7 +366,7 @@ TEST_F(AppTest, AWrongCommandLineExitsWith2AndSaysWhatIsRight) {
   };
   EXPECT_THAT(destination("beta:"), HasSubstr("from 1 to 65535"));
   EXPECT_THAT(destination("beta:70000"), HasSubstr("from 1 to 65535"));
-  EXPECT_THAT(destination(":7071"), HasSubstr("the host is missing"));
+  EXPECT_THAT(destination(":7420"), HasSubstr("the host is missing"));
   EXPECT_THAT(destination("https://beta"), HasSubstr("'https://beta' is no HOST"));
   EXPECT_THAT(destination("root@beta"), HasSubstr("without user"));
   EXPECT_THAT(destination("fd00::2"), HasSubstr("in brackets"));
@@ -377,7 +377,7 @@ TEST_F(AppTest, AWrongCommandLineExitsWith2AndSaysWhatIsRight) {
 
 TEST_F(AppTest, AddressesWithPortsAreAccepted) {
   for (const char* to :
-       {"beta", "beta.example.net:1", "10.0.0.2:65535", "[fd00::2]:7071", "[fd00::2]"}) {
+       {"beta", "beta.example.net:1", "10.0.0.2:65535", "[fd00::2]:7420", "[fd00::2]"}) {
     EXPECT_EQ(Run({"migrate", "web", "--to", to}).exit.code, 4)
         << to;  // no waftd, so it got that far
   }
