@@ -128,6 +128,8 @@ void EditRequest(pid_t runc, Message& message, std::vector<UniqueFd>& held) {
   }
   if (!reopened) base::LogWarning("relay: cannot reopen runc's image or work directory");
   options.set_network_lock(SKIP);
+  // If we die before pre-resume nobody freezes the tasks, and CRIU lets go of them all the same.
+  if (request.type() == RESTORE) options.set_leave_stopped(true);
   message.bytes = request.SerializeAsString();
 }
 

@@ -8,11 +8,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <thread>
 
 #include "base/cgroup.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/proc.h"
@@ -25,6 +26,7 @@ using nlohmann::json;
 namespace {
 
 constexpr std::chrono::seconds kQueryTimeout{20};
+constexpr std::chrono::seconds kKillTimeout{20};
 
 // The string at `key`, or empty: config.json and runc's answers are not ours to trust.
 std::string Text(const json& object, const char* key) {
@@ -47,16 +49,25 @@ bool IsBind(const json& mount) {
                      [](const json& option) { return option == "bind" || option == "rbind"; });
 }
 
-// The cgroups that runc makes below our own before it has written down that there is a container.
-// One that still has tasks, or that a bundle names otherwise, stays.
-void RemoveEmptyCgroups(const std::string& id) {
-  const base::Result<std::map<std::string, std::string>> own = base::ReadCgroups(::getpid());
-  if (!own) return;
-  for (const auto& [controllers, path] : *own) {
+// What runc made of a container that it does not know (any more): a runc that fails removes its
+// state though CRIU may have left tasks. They are in the cgroups below our own; what a bundle names
+// otherwise (cgroupsPath) is not found.
+base::Status RemoveOrphans(const std::string& id) {
+  WAFT_ASSIGN(const base::Freezer own, base::Freezer::ForProcess(::getpid()));
+  base::Freezer orphans = base::Freezer::AtPath(own.directory() / id);
+  if (orphans.Exists()) WAFT_TRY(orphans.KillAll(kKillTimeout));
+  WAFT_ASSIGN(const auto cgroups, base::ReadCgroups(::getpid()));
+  for (const auto& [controllers, path] : cgroups) {
     const base::Result<fs::path> directory =
         base::CgroupDirectory(::getpid(), controllers.substr(0, controllers.find(',')));
-    if (directory) ::rmdir((*directory / id).c_str());
+    if (!directory) continue;
+    // A task that has just been killed keeps its cgroup busy for a moment.
+    const base::Deadline deadline = base::Deadline::After(kKillTimeout);
+    while (::rmdir((*directory / id).c_str()) != 0 && errno == EBUSY && !deadline.Passed()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
+  return {};
 }
 
 }  // namespace
@@ -168,7 +179,7 @@ base::Command Runc::RestoreCommand(const std::string& id, const fs::path& bundle
 
 base::Status Runc::Delete(const std::string& id) const {
   WAFT_TRY(CheckId(id));
-  if (!Exists(id)) return {};
+  if (!Exists(id)) return RemoveOrphans(id);
   WAFT_ASSIGN(const std::vector<fs::path> mounts, base::MountsBelow(root_ / id));
   for (const fs::path& mount : mounts) {
     base::LogWarning("unmounting {}, left by a restore that was cut short", mount.string());
@@ -179,7 +190,7 @@ base::Status Runc::Delete(const std::string& id) const {
   // No container to runc, which would delete what is there across mounts, but an unfinished create
   // or restore.
   if (!fs::exists(root_ / id / "state.json")) {
-    RemoveEmptyCgroups(id);
+    WAFT_TRY(RemoveOrphans(id));
     return base::RemoveTree(root_ / id);
   }
   WAFT_ASSIGN(const base::RunResult result,

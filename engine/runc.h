@@ -57,8 +57,9 @@ class Runc {
                                const std::filesystem::path& images,
                                const std::filesystem::path& work) const;
 
-  // Removes a container with no living task. First unmounts what a killed restore left bound under
-  // ROOT/ID: `runc delete` would remove the rootfs through it. No such container is not an error.
+  // Removes a container and what is left of one that runc does not know any more. First unmounts
+  // what a killed restore left bound under ROOT/ID: `runc delete` would remove the rootfs through
+  // it. Nothing there is not an error.
   base::Status Delete(const std::string& id) const;
 
  private:

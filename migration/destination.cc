@@ -94,6 +94,7 @@ base::Result<std::unique_ptr<Incoming>> Destination::Prepare(const v1::Prepare& 
   WAFT_TRY(transfer::CheckMigrationId(request.migration_id()));
   WAFT_TRY(engine::CheckId(workload.id()));
   WAFT_TRY(engine::CheckPath(workload.bundle()));
+  WAFT_TRY(netns::Validate(workload.network()));
   if (workload.image_bytes() > settings_.image_room_bytes) {
     return Fail(ErrorCode::kRollBack, "the image set is larger than this host's --image-room-mib");
   }
@@ -187,7 +188,7 @@ base::Status Destination::Recover(Journal& journal) {
     WAFT_ASSIGN(netns::PreparedNetwork network, netns::PreparedNetwork::Adopt(begin.network()));
     WAFT_TRY(network.Open());
     network.Commit();
-    WAFT_TRY(freezer.Thaw());
+    WAFT_TRY(restore::Resume(freezer));
   }
   WAFT_TRY(RemoveRunDirectory(begin.directory()));
   return journal.Advance(State::kFinished);
@@ -253,7 +254,7 @@ base::Result<v1::Committed> Incoming::RestoreAndCommit(const v1::Handover& hando
   // From here on nothing may undo it; what goes wrong is told and the workload runs. The gate opens
   // first: what arrives before the tasks run waits in their sockets.
   base::LogIfError(parts_->network->Open(), "open the gate");
-  base::LogIfError(freezer.Thaw(), "thaw");
+  base::LogIfError(restore::Resume(freezer), "resume");
   v1::Committed committed;
   committed.set_restore_started_ns(record.restore_started_ns());
   committed.set_ready_ns(record.ready_ns());

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fault.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "criu/criu.h"
@@ -45,6 +46,7 @@ base::Result<Freezer> RestoreFrozen(const base::Command& restore, const fs::path
   const auto on_notify = [&](const criu::Notification& notification) {
     if (notification.workload_pid > 0) init = notification.workload_pid;
     if (notification.script != "pre-resume") return;
+    base::LogIfError(base::FaultPoint("destination-restored"), "at pre-resume");
     held = Hold(init, notification.criu_pid);
     // The answer to pre-resume cannot stop CRIU, and what cannot be held must not run.
     if (!held && init > 0) ::kill(init, SIGKILL);
@@ -69,6 +71,15 @@ base::Result<Freezer> RestoreFrozen(const base::Command& restore, const fs::path
   WAFT_ASSIGN(const std::vector<pid_t> pids, held->Processes());
   WAFT_TRY(RearmTimers(pids));
   return held;
+}
+
+base::Status Resume(base::Freezer& freezer) {
+  WAFT_ASSIGN(const std::vector<pid_t> pids, freezer.Processes());
+  // Takes back the SIGSTOP that CRIU left with each, which a frozen task has not seen.
+  for (const pid_t pid : pids) {
+    if (pid > 0) ::kill(pid, SIGCONT);
+  }
+  return freezer.Thaw();
 }
 
 }  // namespace waft::restore

@@ -4,7 +4,7 @@ end, never two on the way, and the client notices nothing but a pause."""
 import unittest
 
 from lab import testbed
-from lab.failure import FailureCase, freezer_state, until
+from lab.failure import FailureCase, freezer_state, runs_on, until
 
 
 class DestinationKilledTest(FailureCase):
@@ -22,6 +22,13 @@ class DestinationKilledTest(FailureCase):
 
     def test_at_prepared(self):
         migration = self.kill_until_in_doubt("destination-prepared")
+        self.heal("b")
+        report, code = migration.wait()
+        self.assert_rolled_back(report, code, "b: ", "restarted")
+        self.assert_only_at_source()
+
+    def test_while_criu_holds_the_restored_tasks(self):
+        migration = self.kill_until_in_doubt("destination-restored")
         self.heal("b")
         report, code = migration.wait()
         self.assert_rolled_back(report, code, "b: ", "restarted")
@@ -53,7 +60,9 @@ class DestinationKilledTest(FailureCase):
         until("a is in doubt", lambda: self.state_on("a") == "in-doubt")
         self.assertTrue(self.has_fired("b"))
         self.assertEqual(freezer_state("a", "redis"), "FROZEN")
-        self.assertNotEqual(freezer_state("b", "redis"), "THAWED")
+        until("nothing runs on b", lambda: not runs_on("b", "redis"))
+        for _ in range(20):
+            self.assertFalse(runs_on("b", "redis"))
         return migration
 
 

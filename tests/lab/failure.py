@@ -48,8 +48,8 @@ def freezer_state(host, workload):
         return None
 
 
-def is_alive(pid):
-    """False for a process that will not run its program's code again: dead or being killed."""
+def may_run(pid):
+    """False for a process that does not run its program's code: dead, being killed, or stopped."""
     try:
         fields = dict(line.split(":\t", 1) for line in
                       Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
@@ -58,8 +58,13 @@ def is_alive(pid):
         return False
     pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
     pf_exiting = 0x4
-    return (fields["State"][0] not in "XZ" and not pending >> (signal.SIGKILL - 1) & 1
+    return (fields["State"][0] not in "XZTt" and not pending >> (signal.SIGKILL - 1) & 1
             and not flags & pf_exiting)
+
+
+def runs_on(host, workload):
+    return (freezer_state(host, workload) == "THAWED"
+            and any(may_run(pid) for pid in tasks(host, workload)))
 
 
 class Witness(threading.Thread):
@@ -77,15 +82,12 @@ class Witness(threading.Thread):
         before = False
         while not self._done.wait(0.002):
             self.looks += 1
-            now = all(self._runs_on(host) for host in testbed.HOSTS)
+            now = all(runs_on(host, self._workload) for host in testbed.HOSTS)
             # Not one look alone: a killed task is without the signs of it for an instant.
             if now and before:
                 self.twice_running.append(time.time())
             before = now
 
-    def _runs_on(self, host):
-        return (freezer_state(host, self._workload) == "THAWED"
-                and any(is_alive(pid) for pid in tasks(host, self._workload)))
 
     def stop(self):
         self._done.set()
