@@ -23,7 +23,9 @@ std::string OutcomeName(v1::Outcome outcome) {
 }
 
 std::string ReportToJson(const v1::Report& report) {
-  const auto or_null = [](bool set, const auto& value) { return set ? Json(value) : Json(nullptr); };
+  const auto or_null = [](bool set, const auto& value) {
+    return set ? Json(value) : Json(nullptr);
+  };
   Json json;
   json["schema"] = "waft.migration-report/1";
   json["migration_id"] = report.migration_id();

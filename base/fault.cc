@@ -27,12 +27,12 @@ std::map<std::string, std::string, std::less<>> ParseFaults(std::string_view lis
 }  // namespace
 
 Status FaultPoint(std::string_view name) {
-  static const auto faults = [] {
+  static const auto kFaults = [] {
     const char* list = std::getenv("WAFT_FAULT");
     return ParseFaults(list == nullptr ? "" : list);
   }();
-  const auto fault = faults.find(name);
-  if (fault == faults.end()) return {};
+  const auto fault = kFaults.find(name);
+  if (fault == kFaults.end()) return {};
   LogWarning("injected fault at {}: {}", name, fault->second);
   if (fault->second == "kill") ::raise(SIGKILL);
   if (fault->second == "stop") ::raise(SIGSTOP);

@@ -5,7 +5,6 @@
 // task of another uid, and CRIU then refuses to dump it. /proc/PID/limits holds the same figures
 // and needs no more than CRIU has, so a refused read is answered from there. A write is never
 // touched.
-#define _GNU_SOURCE
 #include "criu/preload.h"
 
 #include <dlfcn.h>
@@ -89,6 +88,7 @@ long syscall(long number, ...) {
   const long result = next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (number != SYS_prlimit64 || result != -1 || errno != EPERM) return result;
   if (a[2] != 0 || a[3] == 0) return result;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a system call takes numbers
   if (waft_read_limit((pid_t)a[0], (int)a[1], (struct rlimit*)a[3]) == 0) return 0;
   errno = EPERM;
   return -1;

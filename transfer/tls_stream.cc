@@ -77,7 +77,7 @@ TlsStream::TlsStream(base::UniqueFd socket, const CancelEvent* cancel)
 TlsStream::~TlsStream() = default;
 
 const BIO_METHOD* TlsStream::BioMethod() {
-  static BIO_METHOD* const made = [] {
+  static BIO_METHOD* const kMade = [] {
     BIO_METHOD* method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "waft");
     BIO_meth_set_write(method, BioWrite);
     BIO_meth_set_read(method, BioRead);
@@ -86,7 +86,7 @@ const BIO_METHOD* TlsStream::BioMethod() {
     });
     return method;
   }();
-  return made;
+  return kMade;
 }
 
 // OpenSSL reads on by itself through records that carry no data, such as key updates. A peer may
