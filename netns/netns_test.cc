@@ -398,10 +398,10 @@ TEST_F(NetnsTest, AnnounceTurnsTheBridgesWithoutAnyTraffic) {
   PreparedNetwork prepared = MustPrepare(WebElsewhere());
   const Tap client("/run/netns/client", "eth0");
   ExpectOk(prepared.Open());
-  EXPECT_GE(client.Count(kWebMac, milliseconds(50)), 3);  // one per address
+  EXPECT_GE(client.Count(kWebMac, milliseconds(300)), 3);  // one per address
   EXPECT_THAT(Shell(fdb), HasSubstr("dev trunk0"));
   ExpectOk(prepared.Announce());
-  EXPECT_GE(client.Count(kWebMac, milliseconds(50)), 3);
+  EXPECT_GE(client.Count(kWebMac, milliseconds(300)), 3);
 }
 
 // The host has an address in the same subnet; its stack must not answer what leaks out of a shut
